@@ -1,0 +1,20 @@
+"""Spantune: which few parameters should an encoder train to answer questions?
+
+The way of the data, one direction:
+examples (`squad`) → windows → batches → span logits (`model`) → loss (`loop`)
+→ run folder (`runs`) → predictions (`spans`) → scores (`metrics`) → table (`report`).
+"""
+
+__version__ = "0.1.0"
+
+
+class UserError(Exception):
+    """A mistake of the user: one line naming the place, what is wrong, and what to do."""
+
+
+class Interrupted(Exception):
+    """A signal asked the program to stop; what had been computed was saved first."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by signal {signum}")
+        self.signum = signum

