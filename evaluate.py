@@ -50,12 +50,13 @@ def compare(settings: study.Settings) -> None:
     if len(tests) > 1:
         one, other = list(tests.values())[:2]
         raise UserError(
-            f"{folder}: runs were scored on different test data ({one['run_dir']}: {one['test']}; "
-            f"{other['run_dir']}: {other['test']}) and do not compare; "
+            f"{folder}: runs were scored on different test data ({one['run_dir']}: "
+            f"{one['data']['test']}; {other['run_dir']}: {other['data']['test']}) and do not "
+            "compare; "
             "keep them apart with --output_dir"
         )
     console = report.make_console()
-    report.print_table(console, found, f"test split: {found[0]['test']}")
+    report.print_table(console, found, f"test split: {found[0]['data']['test']}")
     target = folder.parent if folder.name == "runs" else folder
     runs.write_json(target / "results.json", {"study": settings.study, "runs": found})
     console.print(f"written to {target / 'results.json'}", markup=False, soft_wrap=True)

@@ -56,13 +56,18 @@ def start(settings: study.Settings) -> tuple[Any, int]:
 
         if LoggerType(name) not in get_available_trackers():
             raise UserError(f"report_to: {name} is not installed; pip install {name}")
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
-        log_with=trackers or None,
-        project_dir=str(settings.run_dir()),
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision,
+            log_with=trackers or None,
+            project_dir=str(settings.run_dir()),
+        )
+    except ValueError as error:
+        if "mixed precision" not in str(error):
+            raise
+        raise UserError(f"mixed_precision: {error}; use no, or bf16 on a newer CPU") from None
     if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError("mixed_precision: fp16 needs a GPU; use bf16 or no on a CPU")
+        raise UserError("mixed_precision: fp16 needs a GPU; use no or bf16 on a CPU")
     if accelerator.device.type == "cuda":
         # The same command gives the same bits; operations that cannot are left as they are.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -246,7 +251,7 @@ def train(
         "eval_exact_match": scores.exact_match,
         "eval_f1": scores.f1,
         "eval_loss": loss,
-        "validation": {key: best[key] for key in best if key.startswith("eval_")},
+        "best_evaluation": {key: best[key] for key in best if key.startswith("eval_")},
         "best_step": progress.best_step if progress else 0,
         "best_epoch": best.get("epoch", 0.0),
         "trainable_params": sum(p.numel() for p in model.trainable().values()),
@@ -255,9 +260,7 @@ def train(
         "train_seconds": round(progress.train_seconds, 2) if progress else 0.0,
         "peak_memory_mb": runs.peak_memory_mb(accelerator.device.type),
         "model": settings.model_name_or_path,
-        "train": str(prepared.splits["train"]),
-        "validation_split": str(prepared.splits["validation"]),
-        "test": str(prepared.splits["test"]),
+        "data": {name: str(split) for name, split in prepared.splits.items()},
         "fingerprints": fingerprints,
         "environment": runs.environment(
             accelerator.device.type, num_threads, accelerator.num_processes
@@ -286,7 +289,7 @@ def main() -> None:
     results = train(settings, origins, accelerator, num_threads, console)
     if accelerator.is_main_process:
         named = {**results, "run_name": settings.run_name or results["method"]}
-        report.print_table(console, [named], f"test split: {results['test']}")
+        report.print_table(console, [named], f"test split: {results['data']['test']}")
         console.print(f"written to {settings.run_dir()}", markup=False, soft_wrap=True)
 
 

@@ -179,6 +179,7 @@ def load_base(
                 dtype=torch.float32,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, in one line
             )
     except UserError:
         raise

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from qa import UserError, __version__, checkpoint
-from qa.methods import get_method
+from qa.methods import Method, get_method
 from qa.model import Base, SpanModel, attach, load_base
 from qa.spans import Span
 from qa.study import FIELDS, Settings, check_field
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+# What the tables of evaluate.py are made of.
+RESULT_KEYS = ("method", "seed", "eval_exact_match", "eval_f1", "data", "fingerprints")
+RESULT_KEYS += ("trainable_params", "train_seconds", "best_epoch", "adapter_bytes", "head_trained")
 CARD = """\
 ---
 base_model: {base}
@@ -35,9 +38,9 @@ base_model: {base}
 
 | | |
 |---|---|
-| train | {train} |
-| validation | {validation} |
-| test | {test} |
+| train | {data[train]} |
+| validation | {data[validation]} |
+| test | {data[test]} |
 | exact match, test | {eval_exact_match:.2f} |
 | F1, test | {eval_f1:.2f} |
 
@@ -93,9 +96,13 @@ def read_results(run_dir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in RESULT_KEYS if key not in results]
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run again with --overwrite") from None
+    if missing:
+        raise UserError(f"{path}: lacks {missing[0]}; run again with --overwrite")
+    return results
 
 
 def _other_settings(run_dir: Path, settings: Settings) -> list[str]:
@@ -149,35 +156,42 @@ def write_history(run_dir: Path, history: Sequence[Mapping[str, Any]]) -> None:
     checkpoint.write_text(run_dir / "history.jsonl", lines)
 
 
+def _tensors(model: SpanModel) -> dict[str, Any]:
+    """What a run's weights file holds: PEFT's names for its methods, else the model's own."""
+    kept = {name.removeprefix("network."): p.detach() for name, p in model.trainable().items()}
+    if model.method.kind not in ("adapter", "prompt"):
+        return kept
+    from peft import get_peft_model_state_dict
+
+    tensors = get_peft_model_state_dict(model.network, save_embedding_layers=False)
+    if model.method.kind == "prompt":  # PEFT knows the prompt alone, not the head beside it
+        head = {name: p for name, p in kept.items() if model.is_head(name)}
+        tensors |= {name.removeprefix("base_model."): p for name, p in head.items()}
+    return tensors
+
+
+def _weights_file(method: Method) -> str:
+    return "model.safetensors" if method.kind == "weights" else "adapter_model.safetensors"
+
+
 def save_model(run_dir: Path, model: SpanModel, base: Base, settings: Settings) -> int:
     """Write what was trained, and the tokenizer; the bytes of the trained weights' file."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
+    size = 0
     with tempfile.TemporaryDirectory(dir=run_dir, prefix=".saving-") as name:
         folder = Path(name)
         base.tokenizer.save_pretrained(folder)
-        weights = {
-            key.removeprefix("network."): p.detach().cpu().contiguous()
-            for key, p in model.trainable().items()
-        }
-        file = None
-        if model.method.kind in ("adapter", "prompt"):
-            model.network.peft_config[
-                "default"
-            ].base_model_name_or_path = settings.model_name_or_path
-            model.network.peft_config["default"].revision = base.revision
-            model.network.save_pretrained(folder, save_embedding_layers=False)
-            (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
-            file = folder / "adapter_model.safetensors"
-        if model.method.kind == "prompt":  # PEFT saves the prompt alone, without the head
-            head = {
-                k.removeprefix("base_model."): v for k, v in weights.items() if model.is_head(k)
-            }
-            save_file({**load_file(file), **head}, file)
-        elif model.method.kind == "weights":
-            file = folder / "model.safetensors"
-            save_file(weights, file)
-        size = file.stat().st_size if file else 0
+        if model.method.config is not None:
+            config = model.network.peft_config["default"]
+            config.base_model_name_or_path = settings.model_name_or_path
+            config.revision = base.revision
+            config.save_pretrained(folder)
+        tensors = {key: tensor.cpu().contiguous() for key, tensor in _tensors(model).items()}
+        if tensors:
+            file = folder / _weights_file(model.method)
+            save_file(tensors, file)
+            size = file.stat().st_size
         for path in folder.iterdir():
             path.chmod(0o644)  # safetensors writes files that only their owner may read
             os.replace(path, run_dir / path.name)
@@ -209,31 +223,26 @@ def load_run(run_dir: Path) -> tuple[SpanModel, Base, Settings]:
         settings.train_head,
         settings.seed,
     )
-    if method.kind == "none":
+    expected = _tensors(model).keys()
+    if not expected:
         return model.eval(), base, settings
-    file = run_dir / (
-        "model.safetensors" if method.kind == "weights" else "adapter_model.safetensors"
-    )
+    file = run_dir / _weights_file(method)
     try:
         tensors = load_file(file)
-    except Exception as error:
+    except Exception as error:  # safetensors raises its own kind, and OSError
         raise UserError(f"{file}: cannot be read ({error}); the run is not whole") from None
+    if tensors.keys() != expected:
+        odd = min(tensors.keys() ^ expected)
+        raise UserError(f"{file}: does not fit the run's config.json (see {odd})")
     if method.kind == "weights":
-        result = model.network.load_state_dict(tensors, strict=False)
-        unknown = result.unexpected_keys
+        model.network.load_state_dict(tensors, strict=False)
     else:
         from peft import set_peft_model_state_dict
 
-        head = {
-            k: tensors.pop(k) for k in list(tensors) if method.kind == "prompt" and model.is_head(k)
-        }
-        unknown = set_peft_model_state_dict(model.network, tensors).unexpected_keys
-        if head:
-            unknown += (
-                model.network.get_base_model().load_state_dict(head, strict=False).unexpected_keys
-            )
-    if unknown:
-        raise UserError(f"{file}: holds {unknown[0]}, which {method.name} does not have")
+        if method.kind == "prompt":
+            head = {key: tensors.pop(key) for key in list(tensors) if model.is_head(key)}
+            model.network.get_base_model().load_state_dict(head, strict=False)
+        set_peft_model_state_dict(model.network, tensors)
     return model.eval(), base, settings
 
 

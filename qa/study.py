@@ -140,8 +140,10 @@ def suggest(name: str, valid: Sequence[str]) -> str:
 def check_value(name: str, value: Any, kind: Any, limits: Mapping[str, Any], where: str) -> Any:
     """`value`, given as text or by YAML or JSON, as a `kind` within `limits`; else UserError."""
 
+    given = str(value)
+
     def refuse(problem: str):
-        shown = str(value) if len(str(value)) <= 60 else str(value)[:57] + "..."
+        shown = given if len(given) <= 60 else given[:57] + "..."
         raise UserError(f"{name}: {shown!r} {problem} (from {where})")
 
     if isinstance(kind, types.UnionType):

@@ -218,13 +218,15 @@ def _build(
     first = context_ptr[which[example]] + begin
 
     # Labels: the first token that ends behind the answer's first character, and the last token
-    # that starts before its end. One sorted search over all contexts, kept apart by `base`.
+    # that starts before its end (white space around the answer apart). One sorted search over
+    # all contexts, kept apart by `base`.
     base = 1 + max(len(context) for context in number)
     owner = np.repeat(np.arange(len(number)), np.diff(context_ptr))
     starts, ends = (owner * base + context_chars[:, side] for side in (0, 1))
     answer = [e.answers[0] for e in examples]
-    char_start = which * base + np.array([start for _, start in answer])
-    char_end = char_start + np.array([len(text) for text, _ in answer])
+    leading = [len(text) - len(text.lstrip()) for text, _ in answer]
+    char_start = which * base + np.array([start for _, start in answer]) + leading
+    char_end = char_start + [len(text.strip()) for text, _ in answer]
     answer_first = np.searchsorted(ends, char_start, side="right")  # (E,) into context_ids
     answer_last = np.searchsorted(starts, char_end, side="left") - 1
     label_start = answer_first[example] - first  # (W,) in tokens of the window's context

@@ -1,0 +1,263 @@
+"""Whatever the input: status 2 and one line that names the place, the problem and the remedy."""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+from accelerate.state import AcceleratorState
+
+import train
+from qa.report import run_command
+from tests.conftest import command_flags, make_encoder, toy_document
+
+
+@pytest.fixture
+def refuse(encoder, toy_files, tmp_path, monkeypatch, capsys):
+    """Run train.py with flags over a good command line; the one line it refuses them with."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    good = [*command_flags(encoder, toy_files, tmp_path / "runs"), "--num_train_epochs", "1"]
+
+    def run(*flags):
+        monkeypatch.setattr("sys.argv", ["train.py", *good, *map(str, flags)])
+        with pytest.raises(SystemExit) as stopped:
+            run_command(train.main)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2, error
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        assert "Traceback" not in error and len(error) < 600
+        return error[7:-1]
+
+    return run
+
+
+def document(change=lambda d: None):
+    made = toy_document(4, titles=2)
+    changed = change(made)
+    return json.dumps(made if changed is None else changed)
+
+
+def qa(d):
+    return d["data"][1]["paragraphs"][0]["qas"][0]
+
+
+def answer(d):
+    return qa(d)["answers"][0]
+
+
+def put(target, **values):
+    def change(d):
+        target(d).update(values)
+
+    return change
+
+
+def paragraph(d):
+    return d["data"][0]["paragraphs"][1]
+
+
+PLACE = r"data\[1\]\.paragraphs\[0\]\.qas\[0\]"
+BAD_FILES = {
+    "empty": ("", "no valid JSON: .* line 1, column 1"),
+    "truncated": (document()[:200], "no valid JSON: .* at line 1, column"),
+    "not JSON": ("Hello, world", "no valid JSON"),
+    "BOM": ("\ufeff" + document(), "save it as UTF-8 without a byte-order mark"),
+    "UTF-16": (document().encode("utf-16"), "no UTF-8 text: byte 0 is 0xff; save it as UTF-8"),
+    "Latin-1": ('{"data": "é"}'.encode("latin-1"), "no UTF-8 text: byte 10 is 0xe9"),
+    "raw NUL": (document().replace("article 0", "a\0b"), "no valid JSON: Invalid control char"),
+    "all NUL": (b"\0" * 100, "no valid JSON"),
+    "nested too deeply": ("[" * 200_000, "no valid JSON"),
+    "endless number": ('{"data": ' + "9" * 5000 + "}", "no valid JSON: Exceeds the limit"),
+    "a list": ("[]", "file: must be an object, not a list"),
+    "no data": ("{}", "data: must be a list, not null"),
+    "data is text": ('{"data": "x"}', "data: must be a list, not text"),
+    "no questions": ('{"data": []}', "holds no question"),
+    "article is null": (document(lambda d: d["data"].insert(0, None)), r"data\[0\]: must be an obj"),
+    "title is a number": (document(lambda d: d["data"][1].update(title=5)), r"data\[1\]: title must"),
+    "paragraphs missing": (
+        document(lambda d: d["data"][1].pop("paragraphs") and None),
+        r"data\[1\]\.paragraphs: must be a list, not null",
+    ),
+    "context is a list": (
+        document(put(paragraph, context=["x"])),
+        r"data\[0\]\.paragraphs\[1\]: context must be text, not a list",
+    ),
+    "context is empty": (document(put(paragraph, context=" \n")), "context is empty"),
+    "context has a NUL": (document(put(paragraph, context="a\0b")), "context contains a NUL"),
+    "context has half a surrogate": (
+        document(put(paragraph, context="\ud800")), "half a surrogate pair"),
+    "qas is an object": (document(put(paragraph, qas={})), r"paragraphs\[1\]\.qas: must be a list"),
+    "question missing": (document(put(qa, question=None)), f"{PLACE}: question must be text"),
+    "question is empty": (document(put(qa, question="")), f"{PLACE}: question is empty"),
+    "id is a number": (document(put(qa, id=7)), f"{PLACE}: id must be text, not the number 7"),
+    "duplicate id": (document(put(qa, id="q0-0")), f"{PLACE}: id 'q0-0' stands twice"),
+    "answers missing": (
+        document(lambda d: qa(d).pop("answers") and None),
+        rf"{PLACE}\.answers: must be a list, not null",
+    ),
+    "unanswerable": (document(put(qa, answers=[])), "has no answer .SQuAD v2.*on_bad_example skip"),
+    "impossible": (document(put(qa, is_impossible=True)), "has no answer .SQuAD v2"),
+    "answer is text": (document(put(qa, answers=["x"])), rf"{PLACE}\.answers\[0\]: must be an obj"),
+    "answer text is empty": (document(put(answer, text="")), "text is empty"),
+    "start missing": (document(put(answer, answer_start=None)), "must be a whole number, not null"),
+    "start is text": (document(put(answer, answer_start="3")), "must be a whole number, not text"),
+    "start is true": (document(put(answer, answer_start=True)), "must be a whole number, not true"),
+    "start is a fraction": (document(put(answer, answer_start=1.5)), "not the number 1.5"),
+    "start is NaN": (document(put(answer, answer_start=float("nan"))), "not the number nan"),
+    "start is negative": (document(put(answer, answer_start=-1)), "outside the context of"),
+    "start past the end": (document(put(answer, answer_start=10**6)), "outside the context of"),
+    "start is huge": (document(put(answer, answer_start=10**400)), "outside the context of"),
+    "answer elsewhere": (document(put(answer, text="zzz")), "the context reads '.*', not 'zzz'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_data_files(refuse, tmp_path, case):
+    content, message = BAD_FILES[case]
+    path = tmp_path / "bad.json"
+    path.write_bytes(
+        content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+    )
+    line = refuse("--test_file", path)
+    assert re.search(message, line) and str(path) in line
+
+
+def test_paths_that_are_no_files(refuse, tmp_path):
+    assert "No such file" in refuse("--train_file", tmp_path / "none.json")
+    assert "is a folder; give a JSON file" in refuse("--train_file", tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    assert "is not a regular file" in refuse("--train_file", tmp_path / "pipe")
+    assert "cannot be read" in refuse("--train_file", "/proc/self/mem")
+    assert "cannot be read" in refuse("--train_file", "x" * 300)
+    assert "NOT_SET_ANYWHERE is not set" in refuse("--train_file", "$NOT_SET_ANYWHERE/a.json")
+
+
+BAD_FLAGS = [
+    ("--method lara", "method: 'lara' is not one of pretrained, full, head, lora"),
+    ("--methd lora", "unknown option --methd .did you mean --method"),
+    ("--learning_rate -1", "learning_rate: '-1' must be above 0 .from --learning_rate"),
+    ("--learning_rate 0", "must be above 0"),
+    ("--learning_rate fast", "learning_rate: 'fast' is not a number"),
+    ("--learning_rate nan", "is not a finite number"),
+    ("--learning_rate 1e999", "is not a finite number"),
+    ("--learning_rate", "expected one argument"),
+    ("--seed -1", "seed: '-1' must be at least 0"),
+    ("--seed 99999999999999999999", "is too large"),
+    ("--num_train_epochs 0", "must be at least 1"),
+    ("--num_train_epochs 1.5", "is not a whole number"),
+    ("--max_seq_length 100000", "windows of 100000 tokens exceed the encoder's 512 positions"),
+    ("--max_seq_length 20", "leaves windows of 20 tokens no way forward"),
+    ("--doc_stride 60", "leaves windows of 64 tokens no way forward"),
+    ("--validation_fraction 2", "must be at most 0.9"),
+    ("--max_train_samples 0", "must be at least 1"),
+    ("--on_bad_example ignore", "is not one of error, skip"),
+    ("--mixed_precision fp64", "is not one of no, bf16, fp16"),
+    ("--mixed_precision fp16", "fp16 needs a GPU; use no or bf16"),
+    ("--report_to telegraph", "'telegraph' is unknown; trackers: aim"),
+    ("--report_to wandb", "wandb is not installed; pip install wandb"),
+    ("--run_name a/b", "run_name: use letters"),
+    ("--study nowhere", "study: 'nowhere' is unknown; studies/ has: embedded"),
+    ("--output_dir /proc/x", "output_dir: /proc/x"),
+    ("--config none.json", "none.json: No such file"),
+    ("--set r=0", "r: '0' must be at least 1"),
+    ("--set r=99999", "must be at most 4096"),
+    ("--set rank=8", "rank: not a hyperparameter of lora.*it has: r, lora_alpha"),
+    ("--set r", "'r' is not of the form name=value"),
+    ("--set lora_dropout=1", "must be at most 0.9"),
+    ("--set target_modules=nothing", "no linear layer 'nothing'; this encoder has: dense, key"),
+    ("--method head --set r=8", "not a hyperparameter of head; it has: none"),
+    ("--method prompt --set num_virtual_tokens=500", "500 virtual tokens and windows of 64"),
+    ("--method prompt --set num_virtual_tokens=0", "must be at least 1"),
+    ("--method prompt --set prompt_tuning_init=TEXT", "is not one of SAMPLE_VOCAB, RANDOM"),
+    ("--learning_rate 1e30 --max_grad_norm 1e30", "training diverged .*lower it"),
+    ("--dataset_name no/such", "no/such cannot be loaded.*--train_file.*--study embedded"),
+    ("--model_name_or_path no/such", "no/such cannot be loaded.*is the hub reachable"),
+    ("--model_name_or_path ./nowhere", "./nowhere is no folder; give a folder saved by"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_FLAGS)
+def test_bad_settings(refuse, flags, message):
+    assert re.search(message, refuse(*flags.split()))
+
+
+def test_no_data_and_no_encoder(refuse, monkeypatch, capsys):
+    for flags, message in (
+        (["--train_file", "a"], "--test_file"),
+        ([], "train_file: no train data"),
+    ):
+        monkeypatch.setattr("sys.argv", ["train.py", *flags])
+        with pytest.raises(SystemExit):
+            run_command(train.main)
+        assert "error: " in capsys.readouterr().err, message
+
+
+def test_bad_model_folders(refuse, tmp_path):
+    def folder(name, change):
+        path = make_encoder(tmp_path / name)
+        change(path)
+        return refuse("--model_name_or_path", path)
+
+    def replace_config(**values):
+        def change(path):
+            config = json.loads((path / "config.json").read_text())
+            (path / "config.json").write_text(json.dumps({**config, **values}))
+
+        return change
+
+    assert "has no config.json" in folder("a", lambda p: (p / "config.json").unlink())
+    assert "cannot be loaded" in folder("b", lambda p: (p / "config.json").write_text("{"))
+    assert "cannot be loaded" in folder("c", lambda p: (p / "model.safetensors").unlink())
+    assert "cannot be loaded" in folder(
+        "d", lambda p: (p / "model.safetensors").write_bytes(b"x" * 99)
+    )
+    assert "do not fit its config.json" in folder("e", replace_config(hidden_size=64))
+    assert "do not fit its config.json" in folder("f", replace_config(num_hidden_layers=3))
+    assert "cannot be loaded" in folder("g", replace_config(model_type="no-such-type"))
+    assert "cannot be loaded" in folder("h", replace_config(model_type="vit"))
+    (tmp_path / "pickle").mkdir()
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tmp_path / "c" / file, tmp_path / "pickle")
+    (tmp_path / "pickle/pytorch_model.bin").write_bytes(b"a pickle is never opened")
+    line = refuse("--model_name_or_path", tmp_path / "pickle")
+    assert "safetensors" in line
+
+
+def test_bad_datasets_folders(refuse, tmp_path):
+    import datasets
+
+    (tmp_path / "nothing").mkdir()
+    assert "cannot be loaded" in refuse("--dataset_name", tmp_path / "nothing")
+    row = {"id": ["1"], "context": ["x"], "question": ["x"]}
+    datasets.Dataset.from_dict(row).save_to_disk(tmp_path / "single")
+    assert "has no split 'train'" in refuse("--dataset_name", tmp_path / "single")
+    for name, more, message in (
+        ("columns", {}, "split train: no column answers"),
+        ("answers", {"answers": ["x"]}, "answers must hold text and answer_start"),
+        ("start", {"answers": [{"text": ["x"], "answer_start": [5]}]}, r"data\[0\].*outside the context"),
+    ):  # fmt: skip
+        split = datasets.Dataset.from_dict({**row, **more})
+        datasets.DatasetDict(train=split, validation=split).save_to_disk(tmp_path / name)
+        assert re.search(message, refuse("--dataset_name", tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        ("[]", "must be an object of the form"),
+        ('{"q": 5}', "the prediction of 'q' is no text"),
+        ("{", "no valid JSON"),
+    ],
+)
+def test_bad_prediction_files(tmp_path, toy_files, predictions, message, monkeypatch, capsys):
+    import runpy
+
+    (tmp_path / "p.json").write_text(predictions)
+    flags = ["--predictions", str(tmp_path / "p.json"), "--references", toy_files["test_file"]]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path("evaluate.py", run_name="__main__")
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2 and not captured.out
+    assert message in captured.err and captured.err.count("\n") == 1

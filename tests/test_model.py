@@ -1,0 +1,235 @@
+"""The silent errors of PEFT on extractive QA; each test fails without its fix in qa/model.py."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from qa import UserError, loop, metrics
+from qa.methods import METHODS, get_method
+from qa.model import Architecture, attach, load_base
+from qa.windows import build_windows
+from tests.conftest import make_encoder, small_settings
+
+FAMILIES = ["bert", "roberta", "electra", "distilbert", "modernbert"]
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory):
+    return {f: make_encoder(tmp_path_factory.mktemp(f), f) for f in FAMILIES}
+
+
+def defaults(method):
+    return {name: param.default for name, param in METHODS[method].params.items()}
+
+
+def attached(folder, method, **changes):
+    base = load_base(str(folder))
+    params = {**defaults(method), **changes}
+    return attach(base, get_method(method), params, max_seq_length=64).eval()
+
+
+def batch(vocabulary=100):
+    """Two windows of 12 and 9 tokens: question first, context from token 4."""
+    ids = torch.randint(5, vocabulary, (2, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    segments = torch.zeros_like(ids)
+    segments[:, 4:] = 1
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments * mask}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_lora_at_initialisation_is_bit_equal_to_the_base(encoders, family):
+    inputs = batch()
+    base = attached(encoders[family], "pretrained")
+    model = attached(encoders[family], "lora")
+    for before, after in zip(base(**inputs), model(**inputs)):
+        assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_the_base_itself_is_what_transformers_computes(encoders, family):
+    inputs = batch()
+    base = load_base(str(encoders[family]))
+    plain = copy.deepcopy(base.model).eval()
+    names = ["input_ids", "attention_mask"]
+    names += ["token_type_ids"] if family in ("bert", "electra") else []
+    expected = plain(**{name: inputs[name] for name in names})
+    start, end = attach(base, get_method("pretrained"), {}, 64).eval()(**inputs)
+    real = inputs["attention_mask"] == 1
+    assert torch.equal(start[real], expected.start_logits[real])
+    assert torch.equal(end[real], expected.end_logits[real])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_segment_ids_matter_where_there_are_any(encoders, family, method):
+    model = attached(encoders[family], method)
+    inputs = batch()
+    flipped = {**inputs, "token_type_ids": 1 - inputs["token_type_ids"]}
+    moved = (model(**inputs)[0] - model(**flipped)[0])[inputs["attention_mask"] == 1].abs().max()
+    assert model.architecture.segments == (family in ("bert", "electra"))
+    assert (moved > 1e-3) == model.architecture.segments
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_logits_have_the_inputs_length_and_padding_is_never_chosen(encoders, family, method):
+    inputs = batch()
+    model = attached(encoders[family], method)
+    for logits in model(**inputs):
+        assert logits.shape == (2, 12) and logits.dtype == torch.float32
+        assert (logits[inputs["attention_mask"] == 0] == torch.finfo(torch.float32).min).all()
+    # … and a window's logits do not depend on what it is padded with
+    alone = {name: tensor[1:, :9] for name, tensor in inputs.items()}
+    torch.testing.assert_close(model(**alone)[0], model(**inputs)[0][1:, :9], atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_prompt_stands_before_the_words(encoders):
+    """Against the plain model fed with the same embeddings by hand."""
+    model = attached(encoders["bert"], "prompt_tuning", num_virtual_tokens=5)
+    qa_model = model.network.get_base_model()
+    inputs = batch()
+    prompt = model.network.prompt_encoder["default"].embedding.weight
+    words = qa_model.bert.embeddings.word_embeddings(inputs["input_ids"])
+    expected = qa_model(
+        inputs_embeds=torch.cat((prompt.expand(2, 5, -1), words), dim=1),
+        attention_mask=torch.nn.functional.pad(inputs["attention_mask"], (5, 0), value=1),
+        token_type_ids=torch.nn.functional.pad(inputs["token_type_ids"], (5, 0), value=0),
+    ).start_logits[:, 5:]
+    real = inputs["attention_mask"] == 1
+    assert torch.equal(model(**inputs)[0][real], expected[real])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exactly_the_declared_parameters_train(encoders, family, method):
+    model = attached(encoders[family], method)
+    names = set(model.trainable())
+    head = {n for n in names if model.is_head(n)}
+    if method == "pretrained":
+        assert not names
+        return
+    assert head, "the span head trains with every method, whatever it is called"
+    others = names - head
+    if method == "full":
+        assert len(others) == len(list(model.network.base_model.parameters()))
+    elif method == "head":
+        assert not others
+    elif method == "lora":
+        assert len(others) == 2 * len(model.architecture.linear)
+        assert all("lora_" in n for n in others)
+    else:
+        assert others == {"network.prompt_encoder.default.embedding.weight"}
+    assert all(not model.decays(n, p) for n, p in model.trainable().items() if "prompt" in n)
+
+
+def test_the_head_can_be_frozen(encoders):
+    for method in ("lora", "prompt_tuning"):
+        base = load_base(str(encoders["modernbert"]))
+        model = attach(base, get_method(method), defaults(method), 64, train_head=False)
+        assert model.trainable() and not any(model.is_head(n) for n in model.trainable())
+
+
+def test_architecture_is_read_off_the_model(encoders):
+    found = {f: Architecture.of(load_base(str(p)).model) for f, p in encoders.items()}
+    assert found["bert"].head == ("qa_outputs",)
+    assert found["modernbert"].head == ("head", "classifier")
+    assert found["roberta"].positions == 512  # 514, of which two are reserved
+    assert found["bert"].positions == 512 and found["modernbert"].positions is None
+    assert found["electra"].embedding_size == 16
+    assert all(name.startswith("bert.encoder") for name in found["bert"].linear)
+
+
+def test_target_modules_can_be_named(encoders):
+    model = attached(encoders["bert"], "lora", target_modules="query,value")
+    adapted = {n.split(".lora_")[0].rsplit(".", 1)[1] for n in model.trainable() if ".lora_" in n}
+    assert adapted == {"query", "value"}
+    with pytest.raises(UserError, match="no linear layer 'q_lin'; this encoder has: dense, key"):
+        attached(encoders["bert"], "lora", target_modules="q_lin")
+
+
+def test_prompt_and_window_must_fit_the_positions(encoders):
+    base = load_base(str(encoders["bert"]))
+    params = {**defaults("prompt_tuning"), "num_virtual_tokens": 129}
+    with pytest.raises(UserError, match="129 virtual tokens and windows of 384 tokens exceed"):
+        attach(base, get_method("prompt_tuning"), params, 384)
+    attach(base, get_method("prompt_tuning"), {**params, "num_virtual_tokens": 128}, 384)
+
+
+def test_a_checkpoint_without_head_is_noticed_and_one_without_layers_refused(tmp_path, encoder):
+    from safetensors.torch import load_file, save_file
+
+    assert load_base(str(encoder)).head_trained
+    folder = make_encoder(tmp_path / "partial")
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if "qa_outputs" not in k}, folder / "model.safetensors"
+    )
+    first, second = load_base(str(folder), seed=3), load_base(str(folder), seed=3)
+    assert not first.head_trained
+    assert first.fingerprint == second.fingerprint != load_base(str(folder), seed=4).fingerprint
+    save_file(
+        {k: v for k, v in weights.items() if "layer.1" not in k}, folder / "model.safetensors"
+    )
+    with pytest.raises(UserError, match=r"do not fit its config.json \(bert.encoder.layer.1"):
+        load_base(str(folder))
+
+
+def test_encoder_dropout_reaches_every_dropout(encoders):
+    for folder in encoders.values():
+        model = load_base(str(folder), encoder_dropout=0.0).model
+        layers = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+        assert layers and all(layer.p == 0.0 for layer in layers)
+        assert any(m.p > 0 for m in load_base(str(folder), encoder_dropout=0.3).model.modules()
+                   if isinstance(m, torch.nn.Dropout))  # fmt: skip
+
+
+def test_prompt_tuning_solves_a_span_task(tmp_path):
+    """Find the one rare word: only with labels and logits both aligned does this reach 0.95.
+
+    Random encoder, so the task is one that attention by word identity can solve.
+    """
+    folder = make_encoder(tmp_path, hidden=64)
+    split = marked_split(64)
+    base = load_base(str(folder), encoder_dropout=0.0)
+    model = attach(base, get_method("prompt_tuning"), defaults("prompt_tuning"), 64)
+    settings = small_settings(
+        learning_rate=3e-2, head_learning_rate=1e-2, num_train_epochs=60, eval_steps=160,
+        early_stopping_patience=0, num_threads=1,
+    )  # fmt: skip
+    windows = build_windows(split, base.tokenizer, 64, 16)
+    accelerator = Accelerator(cpu=True)
+
+    def evaluate():
+        found, loss = loop.predict(accelerator, model, windows, split.examples, settings)
+        texts = {id: best[0].text for id, best in found.items()}
+        return {"eval_loss": loss, "em": metrics.score(texts, split.examples).exact_match}
+
+    progress = loop.fit(accelerator, model, windows, settings, evaluate)
+    assert max(row["em"] for row in progress.history) >= 95.0
+
+
+def marked_split(count):
+    """Contexts of common words around one of two rare words, which is the answer."""
+    from qa import squad
+    from tests.conftest import WORDS
+
+    random = np.random.default_rng(0)
+    examples = []
+    for n in range(count):
+        words = [str(w) for w in random.choice(WORDS[:20], 12)]
+        place = int(random.integers(12))
+        words[place] = WORDS[-1 - n % 2]
+        start = len(" ".join(words[:place])) + (place > 0)
+        context = " ".join(words)
+        examples.append(squad.Example(str(n), "t", context, WORDS[40], ((words[place], start),)))
+    return squad.Split("toy", examples, "toy")

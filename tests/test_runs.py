@@ -1,0 +1,173 @@
+"""The run folder: whole, read back as it was written, never overwritten by another run."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import train
+from qa import UserError, report, runs
+from qa.methods import METHODS
+from tests.conftest import command_flags
+
+
+def train_one(flags):
+    settings, origins = train.parse(flags)
+    console = report.make_console(quiet=True)
+    return settings, train.train(settings, origins, Accelerator(cpu=True), 1, console)
+
+
+@pytest.fixture(scope="module")
+def finished(encoder, toy_files, tmp_path_factory):
+    """One finished run of each method: {method: (settings, results)}."""
+    output = tmp_path_factory.mktemp("runs")
+    flags = command_flags(encoder, toy_files, output)
+    return {method: train_one([*flags, "--method", method]) for method in METHODS}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_folder_is_whole(finished, method):
+    settings, results = finished[method]
+    folder = settings.run_dir()
+    names = {path.name for path in folder.iterdir()}
+    expected = {"config.json", "eval_results.json", "eval_predictions.json", "README.md"}
+    expected |= {"eval_nbest_predictions.json", "tokenizer.json", "tokenizer_config.json"}
+    if method != "pretrained":
+        expected |= {"history.jsonl"}
+    if METHODS[method].kind == "weights":
+        expected |= {"model.safetensors"}
+    if METHODS[method].kind in ("adapter", "prompt"):
+        expected |= {"adapter_config.json", "adapter_model.safetensors"}
+    assert names == expected
+    assert json.loads((folder / "eval_results.json").read_text()) == results
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()] \
+        if method != "pretrained" else []  # fmt: skip
+    assert len(history) == (2 if history else 0)
+    assert all(
+        {"step", "epoch", "train_loss", "eval_loss", "eval_f1"} <= row.keys() for row in history
+    )
+    predictions = json.loads((folder / "eval_predictions.json").read_text())
+    nbest = json.loads((folder / "eval_nbest_predictions.json").read_text())
+    assert len(predictions) == 20
+    assert all(nbest[id][0]["text"] == text for id, text in predictions.items())
+    assert (results["trainable_params"] == 0) == (method == "pretrained")
+    assert results["adapter_bytes"] == sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    card = (folder / "README.md").read_text()
+    assert METHODS[method].summary in card and "{" not in card
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_saved_model_gives_the_same_answers(finished, method):
+    """Loaded from disk, it scores what the run recorded, bit for bit in every prediction."""
+    settings, _ = finished[method]
+    folder = settings.run_dir()
+    model, base, loaded = runs.load_run(folder)
+    assert loaded.hyperparameters == settings.hyperparameters
+    accelerator = Accelerator(cpu=True)
+    prepared = train.prepare(settings, accelerator)
+    from qa import loop
+
+    answers, _ = loop.predict(
+        accelerator, model, prepared.windows["test"], prepared.splits["test"].examples, settings, 20
+    )
+    saved = json.loads((folder / "eval_nbest_predictions.json").read_text())
+    assert {id: [vars(s) for s in best] for id, best in answers.items()} == saved
+
+
+def test_training_moved_the_weights_that_were_saved(finished):
+    untouched = runs.load_run(finished["pretrained"][0].run_dir())[0]
+    for method in METHODS.keys() - {"pretrained"}:
+        model = runs.load_run(finished[method][0].run_dir())[0]
+        head = {n: p for n, p in model.trainable().items() if model.is_head(n)}
+        start = dict(untouched.network.qa_outputs.named_parameters())
+        assert not any(torch.equal(p, start[n.rsplit(".", 1)[1]]) for n, p in head.items())
+
+
+def test_lora_loads_in_plain_peft_as_its_card_says(finished, encoder):
+    from peft import PeftModel
+    from transformers import AutoModelForQuestionAnswering
+
+    folder = finished["lora"][0].run_dir()
+    plain = PeftModel.from_pretrained(
+        AutoModelForQuestionAnswering.from_pretrained(encoder), folder
+    )
+    ours = runs.load_run(folder)[0]
+    ids = torch.arange(5, 17)[None]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs["token_type_ids"] = (ids > 10).long()
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(**inputs).start_logits, ours(**inputs)[0])
+
+
+def test_the_same_command_gives_the_same_bytes(finished, encoder, toy_files, tmp_path):
+    flags = command_flags(encoder, toy_files, tmp_path)
+    again, results = train_one([*flags, "--method", "lora"])
+    settings, before = finished["lora"]
+    for name in ("adapter_model.safetensors", "eval_nbest_predictions.json"):
+        one, other = again.run_dir() / name, settings.run_dir() / name
+        assert one.read_bytes() == other.read_bytes()
+    timed = {"train_seconds", "peak_memory_mb"}
+    assert all(results[key] == before[key] for key in results.keys() - timed)
+
+
+def test_a_config_replays_the_run(finished, tmp_path):
+    settings, before = finished["prompt_tuning"]
+    config = settings.run_dir() / "config.json"
+    again, _ = train_one(["--config", str(config), "--output_dir", str(tmp_path)])
+    one, other = (s.run_dir() / "adapter_model.safetensors" for s in (settings, again))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_finished_run_is_kept_and_another_is_refused(finished, encoder, toy_files):
+    settings, results = finished["head"]
+    flags = [
+        *command_flags(encoder, toy_files, settings.run_dir().parent.parent),
+        "--method",
+        "head",
+    ]
+    before = (settings.run_dir() / "eval_results.json").stat().st_mtime_ns
+    assert train_one(flags)[1] == results
+    with pytest.raises(UserError, match=r"other settings \(learning_rate: there 0.001, now 0.5\)"):
+        train_one([*flags, "--learning_rate", "0.5"])
+    assert (settings.run_dir() / "eval_results.json").stat().st_mtime_ns == before
+    _, changed = train_one([*flags, "--learning_rate", "0.5", "--overwrite"])
+    assert changed["eval_loss"] != results["eval_loss"]
+    train_one([*flags, "--overwrite"])
+
+
+def test_an_unfinished_run_asks_for_a_decision(finished, encoder, toy_files, tmp_path):
+    flags = [*command_flags(encoder, toy_files, tmp_path), "--method", "head"]
+    settings, _ = train_one(flags)
+    (settings.run_dir() / "eval_results.json").unlink()
+    train_one(flags)  # no checkpoint: nothing is lost by beginning again
+    (settings.run_dir() / "eval_results.json").unlink()
+    (settings.run_dir() / "checkpoint/step-00000001").mkdir(parents=True)
+    with pytest.raises(UserError, match="unfinished run; give --resume or --overwrite"):
+        train_one(flags)
+
+
+def test_damaged_runs_are_named(finished, tmp_path):
+    folder = tmp_path / "r"
+    shutil.copytree(finished["lora"][0].run_dir(), folder)
+    (folder / "adapter_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="adapter_model.safetensors: cannot be read"):
+        runs.load_run(folder)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="is no run's folder"):
+        runs.load_run(folder)
+    (folder / "eval_results.json").write_text("{")
+    with pytest.raises(UserError, match="eval_results.json: cannot be read"):
+        runs.read_results(folder)
+
+
+def test_short_names_keep_machine_paths_out_of_saved_files(squad_dir, tmp_path):
+    flags = ["--method", "lora", "--model_name_or_path", "minilm-l6", "--num_train_epochs", "1"]
+    for name in ("train", "validation", "test"):
+        flags += [f"--{name}_file", f"{squad_dir}/dev-v1.1.json", f"--max_{name}_samples", "3"]
+    settings, _ = train_one([*flags, "--output_dir", str(tmp_path)])
+    for path in settings.run_dir().glob("*.json"):
+        assert "site-packages" not in path.read_text()
+    adapter = json.loads((settings.run_dir() / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "minilm-l6"
