@@ -182,14 +182,17 @@ def test_stop_and_resume_is_bit_identical(accelerator, encoder, tmp_path, method
     task = lambda: make_task(encoder, method=method, dropout=0.1)  # noqa: E731
     whole, expected = run_fit(accelerator, task(), settings, checkpoint_dir=tmp_path / "a")
     for limit in (3, 7):
-        steps = []
+        seen = [0]
         with pytest.raises(Interrupted):
             run_fit(
-                accelerator, task(), settings, checkpoint_dir=tmp_path / "b",
-                on_step=lambda progress, total, loss: steps.append(progress.step),
-                stop=lambda: 15 * (bool(steps) and steps[-1] >= limit - 1),
-            )  # fmt: skip
-        assert steps[-1] == limit
+                accelerator,
+                task(),
+                settings,
+                checkpoint_dir=tmp_path / "b",
+                on_step=lambda progress, total, loss, seen=seen: seen.append(progress.step),
+                stop=lambda seen=seen, limit=limit: 15 * (seen[-1] >= limit - 1),
+            )
+        assert seen[-1] == limit
     progress, resumed = run_fit(accelerator, task(), settings, checkpoint_dir=tmp_path / "b")
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
     timed = {"examples_per_second"}
@@ -211,7 +214,8 @@ def test_dropout_is_on_in_training_and_off_in_evaluation(accelerator, encoder):
 
 @pytest.mark.parametrize("where", ["loss", "eval_loss"])
 def test_a_non_finite_loss_stops_before_the_update(accelerator, encoder, where):
-    model, split, windows = task = make_task(encoder)
+    task = make_task(encoder)
+    model = task[0]
     before = {n: p.detach().clone() for n, p in model.trainable().items()}
     if where == "loss":
         with torch.no_grad():

@@ -63,7 +63,7 @@ def test_a_saved_model_gives_the_same_answers(finished, method):
     """Loaded from disk, it scores what the run recorded, bit for bit in every prediction."""
     settings, _ = finished[method]
     folder = settings.run_dir()
-    model, base, loaded = runs.load_run(folder)
+    model, _, loaded = runs.load_run(folder)
     assert loaded.hyperparameters == settings.hyperparameters
     accelerator = Accelerator(cpu=True)
     prepared = train.prepare(settings, accelerator)
@@ -113,7 +113,7 @@ def test_the_same_command_gives_the_same_bytes(finished, encoder, toy_files, tmp
 
 
 def test_a_config_replays_the_run(finished, tmp_path):
-    settings, before = finished["prompt_tuning"]
+    settings, _ = finished["prompt_tuning"]
     config = settings.run_dir() / "config.json"
     again, _ = train_one(["--config", str(config), "--output_dir", str(tmp_path)])
     one, other = (s.run_dir() / "adapter_model.safetensors" for s in (settings, again))
@@ -152,13 +152,13 @@ def test_damaged_runs_are_named(finished, tmp_path):
     folder = tmp_path / "r"
     shutil.copytree(finished["lora"][0].run_dir(), folder)
     (folder / "adapter_model.safetensors").write_bytes(b"torn")
-    with pytest.raises(UserError, match="adapter_model.safetensors: cannot be read"):
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors: cannot be read"):
         runs.load_run(folder)
     (folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match="is no run's folder"):
         runs.load_run(folder)
     (folder / "eval_results.json").write_text("{")
-    with pytest.raises(UserError, match="eval_results.json: cannot be read"):
+    with pytest.raises(UserError, match=r"eval_results\.json: cannot be read"):
         runs.read_results(folder)
 
 
