@@ -106,7 +106,7 @@ def facts(settings: study.Settings, prepared: Prepared, model: Any) -> dict[str,
     """What every run says before it begins: model, data, what trains."""
     from qa.squad import leaked_contexts
 
-    total = sum(p.numel() for p in prepared.base.model.parameters())
+    total = prepared.base.num_parameters
     trainable = sum(p.numel() for p in model.trainable().values())
     base = prepared.base.model.config
     head = "" if prepared.base.head_trained else "; head not trained: new, at random"
@@ -142,6 +142,8 @@ def train(
     console: Any,
 ) -> dict[str, Any]:
     """One run, from data to a whole run folder; its results. Raises UserError, Interrupted."""
+    from accelerate.utils import broadcast_object_list
+
     from qa import loop, metrics, report, runs
     from qa.checkpoint import stop_signals
     from qa.methods import get_method
@@ -155,8 +157,6 @@ def train(
             results = runs.open_run(settings)
         except UserError as error:
             problem = error
-    from accelerate.utils import broadcast_object_list
-
     results, problem = broadcast_object_list([results, problem])
     if problem:
         raise problem
@@ -165,7 +165,8 @@ def train(
         return results
 
     method = get_method(settings.method)
-    prepared = prepare(settings, accelerator)
+    with console.status("loading data and encoder"):  # a silent hub is tried for half a minute
+        prepared = prepare(settings, accelerator)
     settings = replace(
         settings,
         num_threads=num_threads,
@@ -194,7 +195,7 @@ def train(
         runs.write_config(run_dir, settings, origins)
     accelerator.init_trackers("spantune", config=_flat(settings))
 
-    with report.TrainingDisplay(console) as display, stop_signals() as stop:
+    with report.TrainingDisplay(console) as display:
 
         def answer(name: str, n_best: int) -> tuple[dict, float]:
             return loop.predict(
@@ -226,17 +227,18 @@ def train(
         progress = None
         if model.trainable():
             try:
-                progress = loop.fit(
-                    accelerator,
-                    model,
-                    prepared.windows["train"],
-                    settings,
-                    evaluate,
-                    checkpoint_dir=run_dir / "checkpoint",
-                    on_step=display.on_step,
-                    on_evaluation=on_evaluation,
-                    stop=stop,
-                )
+                with stop_signals() as stop:
+                    progress = loop.fit(
+                        accelerator,
+                        model,
+                        prepared.windows["train"],
+                        settings,
+                        evaluate,
+                        checkpoint_dir=run_dir / "checkpoint",
+                        on_step=display.on_step,
+                        on_evaluation=on_evaluation,
+                        stop=stop,
+                    )
             except loop.NonFiniteLoss as error:
                 raise UserError(f"learning_rate: training diverged ({error}); lower it") from None
         predictions, loss = answer("test", settings.n_best_size)
@@ -255,7 +257,7 @@ def train(
         "best_step": progress.best_step if progress else 0,
         "best_epoch": best.get("epoch", 0.0),
         "trainable_params": sum(p.numel() for p in model.trainable().values()),
-        "total_params": sum(p.numel() for p in prepared.base.model.parameters()),
+        "total_params": prepared.base.num_parameters,
         "head_trained": prepared.base.head_trained,
         "train_seconds": round(progress.train_seconds, 2) if progress else 0.0,
         "peak_memory_mb": runs.peak_memory_mb(accelerator.device.type),

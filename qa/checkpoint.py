@@ -82,6 +82,7 @@ def stop_signals():
     def note(signum, frame):
         nonlocal received
         received = signum
+        os.write(2, b"stopping after this update or evaluation; once more ends at once\n")
         for number, handler in previous.items():
             signal.signal(number, handler)
 

@@ -110,6 +110,7 @@ class Base:
     tokenizer: Any
     head_trained: bool
     revision: str | None  # the hub commit
+    num_parameters: int  # before a method adds its own
 
     @property
     def fingerprint(self) -> str:
@@ -124,8 +125,10 @@ class Base:
 @contextmanager
 def _quiet_transformers():
     """No bars and load reports: what they say of missing weights is checked and said here."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_logging.set_verbosity_error()  # its retries, too
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
@@ -202,7 +205,7 @@ def load_base(
             "missing or of another shape) and would be random; give a complete checkpoint"
         )
     commit = getattr(model.config, "_commit_hash", None)
-    return Base(model, tokenizer, not report["missing_keys"], commit)
+    return Base(model, tokenizer, not report["missing_keys"], commit, model.num_parameters())
 
 
 class SpanModel(nn.Module):

@@ -92,7 +92,10 @@ def test_a_signal_saves_and_ends(longer, uninterrupted, tmp_path, number, status
     time.sleep(0.2)
     process.send_signal(number)
     _, err = finish(process, status)
-    assert err == "stopped; a checkpoint is saved, --resume goes on from it\n"
+    assert err.splitlines() == [
+        "stopping after this update or evaluation; once more ends at once",
+        "stopped; a checkpoint is saved, --resume goes on from it",
+    ]
     assert len(list((tmp_path / "lora/seed-42/checkpoint").glob("step-*"))) == 1
     finish(start(*longer(tmp_path), "--resume"))
     assert adapter(tmp_path) == uninterrupted
@@ -107,7 +110,8 @@ def test_accelerate_launch_and_the_comparison(encoder, toy_files, tmp_path):
     out, _ = finish(start(*flags, "--method", "lora", command=launch))
     assert "2 threads a process" in out, "accelerate launch alone would leave one"
     assert re.search(r"│ lora +│ +1 │", out)
-    finish(start(*flags, "--method", "prompt_tuning", "--report_to", "tensorboard"))
+    finish(start(*flags, "--method", "prompt_tuning", "--report_to", "tensorboard",
+                 "--mixed_precision", "bf16"))  # fmt: skip
     assert list((tmp_path / "prompt_tuning/seed-42").glob("**/events.out.tfevents*"))
     out, _ = finish(start(*flags, "--method", "pretrained"))
     for name in ("model ", "train ", "validation ", "test "):
