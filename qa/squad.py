@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from qa import UserError
-from qa.study import Settings, expand_path
+from qa.study import ROOT, Settings, expand_path
+
+
+# Names that resolve when data is loaded, so that no saved file holds a path of one machine.
+SHORT_NAMES = {"embedded": ROOT / "qa/embedded/corpus"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +238,11 @@ def read_dataset(settings: Settings) -> tuple[dict[str, Split], str | None]:
 
     logging.set_verbosity_error()  # its retries: what fails is said below, in one line
     name = settings.dataset_name
+    if name in SHORT_NAMES:
+        return {
+            key: read_file(key, str(SHORT_NAMES[name] / f"{key}.json"), settings.on_bad_example)
+            for key in ("train", "validation", "test")
+        }, None
     folder = expand_path(name)
     datasets.disable_progress_bars()
     commit = None

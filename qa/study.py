@@ -45,7 +45,7 @@ class Settings:
 
     model_name_or_path: str | None = setting(None, "hub id, folder, or short name (minilm-l6)")
     model_revision: str | None = setting(None, "commit, tag or branch of a hub model")
-    dataset_name: str | None = setting(None, "hub id, or a folder saved by `datasets`")
+    dataset_name: str | None = setting(None, "hub id, folder saved by `datasets`, or embedded")
     dataset_revision: str | None = setting(None, "commit, tag or branch of a hub data set")
     train_file: str | None = setting(None, "SQuAD v1.1 JSON to train on")
     validation_file: str | None = setting(None, "SQuAD v1.1 JSON for early stopping and search")
