@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from qa import UserError
 from qa.methods import Method
-from qa.study import expand_path
+from qa.study import ROOT, expand_path
 
 
 def _minilm() -> Path:
@@ -43,7 +43,7 @@ def _minilm() -> Path:
 
 
 # Names that resolve when a model is loaded, so that no saved file holds a path of one machine.
-SHORT_NAMES = {"minilm-l6": _minilm}
+SHORT_NAMES = {"embedded": lambda: ROOT / "qa/embedded/encoder", "minilm-l6": _minilm}
 
 
 @dataclass(frozen=True)
@@ -305,6 +305,8 @@ def attach(
     if method.kind in ("weights", "prompt") and train_head:
         for name in architecture.head:
             model.get_submodule(name).requires_grad_(True)
+    if method.kind != "none" and not span_model.trainable():
+        raise UserError(f"train_head: {method.name} trains nothing without the head; let it train")
     return span_model
 
 

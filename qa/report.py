@@ -62,7 +62,8 @@ def describe_settings(settings: Settings, origins: Mapping[str, str]) -> dict[st
     values = {name: getattr(settings, name) for name, f in FIELDS.items() if _shapes_result(f)}
     for name, value in {**values, **settings.hyperparameters}.items():
         if value is not None:
-            groups.setdefault(origins[name], []).append(f"{name} {value}")
+            origin = origins[name].removeprefix(f"studies/{settings.study}/")
+            groups.setdefault(origin, []).append(f"{name} {value}")
     return {f"from {origin}": ", ".join(items) for origin, items in groups.items()}
 
 
@@ -98,7 +99,8 @@ class TrainingDisplay:
     def _advance(self, name: str, done: int, total: int, note: str) -> None:
         if name not in self.tasks:
             self.tasks[name] = self.bar.add_task(name, total=total, note="")
-        self.bar.update(self.tasks[name], completed=done, total=total, note=note)
+        ended = done == total
+        self.bar.update(self.tasks[name], completed=done, total=total, note=note, visible=not ended)
         if not self.console.is_terminal and time.monotonic() - self.spoke > PLAIN_LINE_SECONDS:
             self.spoke = time.monotonic()
             self.console.print(f"{name} {done}/{total} {note}", markup=False)
@@ -107,7 +109,7 @@ class TrainingDisplay:
         speed = progress.windows_seen / max(
             1e-9, progress.train_seconds - progress.seconds_at_evaluation
         )
-        self._advance("train", progress.step, total, f"loss {loss:.3f} · {speed:.3g} examples/s")
+        self._advance("train", progress.step, total, f"loss {loss:.3f} · {rate(speed)} examples/s")
 
     def on_batch(self, done: int, total: int) -> None:
         self._advance("predict", done, total, "")
@@ -119,10 +121,15 @@ class TrainingDisplay:
             f"epoch {row['epoch']:>6.2f}  step {row['step']:>6}  train_loss {row['train_loss']:.4f}  "
             f"eval_loss {row['eval_loss']:.4f}  eval_f1 {row['eval_f1']:5.2f}  "
             f"eval_em {row['eval_exact_match']:5.2f}  "
-            f"{row['examples_per_second']:.3g} ex/s{better}",
+            f"{rate(row['examples_per_second'])} ex/s{better}",
             markup=False,
             soft_wrap=True,
         )
+
+
+def rate(value: float) -> str:
+    """Three digits or so: 4.53, 45.3, 1,020."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -27,6 +27,8 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenize
 # What the tables of evaluate.py are made of.
 RESULT_KEYS = ("method", "seed", "eval_exact_match", "eval_f1", "data", "fingerprints")
 RESULT_KEYS += ("trainable_params", "train_seconds", "best_epoch", "adapter_bytes", "head_trained")
+# Left open by a command line, these are filled in when a run starts, and saved with it.
+SETTLED_AT_START = ("model_revision", "dataset_revision", "num_threads")
 CARD = """\
 ---
 base_model: {base}
@@ -114,8 +116,8 @@ def _other_settings(run_dir: Path, settings: Settings) -> list[str]:
     differences = []
     for name, now in json.loads(json.dumps(asdict(settings))).items():
         there = saved.get(name)
-        floating = name.endswith("_revision") and now is None  # the run on disk pinned it
-        if FIELDS[name].metadata["affects_result"] and there != now and not floating:
+        settled = now is None and name in SETTLED_AT_START
+        if FIELDS[name].metadata["affects_result"] and there != now and not settled:
             differences.append(f"{name}: there {there}, now {now}")
     return differences
 

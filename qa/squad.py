@@ -17,7 +17,6 @@ from typing import Any
 from qa import UserError
 from qa.study import ROOT, Settings, expand_path
 
-
 # Names that resolve when data is loaded, so that no saved file holds a path of one machine.
 SHORT_NAMES = {"embedded": ROOT / "qa/embedded/corpus"}
 

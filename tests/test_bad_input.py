@@ -166,6 +166,7 @@ BAD_FLAGS = [
     ("--set r", "'r' is not of the form name=value"),
     ("--set lora_dropout=1", "must be at most 0.9"),
     ("--set target_modules=nothing", "no linear layer 'nothing'; this encoder has: dense, key"),
+    ("--method head --no_train_head", "head trains nothing without the head"),
     ("--method head --set r=8", "not a hyperparameter of head; it has: none"),
     ("--method prompt --set num_virtual_tokens=500", "500 virtual tokens and windows of 64"),
     ("--method prompt --set num_virtual_tokens=0", "must be at least 1"),

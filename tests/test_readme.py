@@ -1,0 +1,32 @@
+"""What the README says is so: its commands parse, its tables are the program's."""
+
+import re
+import shlex
+from pathlib import Path
+
+import train
+from qa.methods import METHODS
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def commands(program: str) -> list[list[str]]:
+    """Flags of every line of shell in the README that runs the program."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = [shlex.split(line, comments=True) for line in lines if program in line]
+    return [words[words.index(program) + 1 :] for words in found]
+
+
+def test_training_commands_parse():
+    assert commands("train.py")
+    for flags in commands("train.py"):
+        settings, _ = train.parse(flags)
+        assert settings.method in METHODS
+
+
+def test_every_method_stands_in_the_table():
+    for row in METHODS.values():
+        params = ", ".join(f"{name} {param.default}" for name, param in row.params.items())
+        rate = f"{row.learning_rate:g}" if row.kind != "none" else "–"
+        assert f"| `{row.name}` | {row.summary} | {rate} | {params} |" in README
