@@ -62,6 +62,7 @@ def test_whole_articles_are_held_out_before_questions_are_drawn(toy_files):
             small_settings(**files, validation_fraction=0.25, max_train_samples=10, **{field: 1})
         )
         assert (other["train"].examples == splits["train"].examples) == same
+        assert (other["validation"].examples == splits["validation"].examples) == same
 
 
 def test_the_header_names_all_three_splits(toy_files):
