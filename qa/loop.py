@@ -214,7 +214,7 @@ def fit(
         loss_sum, asked_to_stop = accelerator.reduce(shared, "sum").tolist()
         if not math.isfinite(loss_sum):
             raise NonFiniteLoss(f"loss {loss_sum} at update {progress.step + 1}, epoch {epoch + 1}")
-        accelerator.clip_grad_norm_(wrapped.parameters(), settings.max_grad_norm)
+        accelerator.clip_grad_norm_(trainable.values(), settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from qa import UserError
+from qa.fused_lora import fuse
 from qa.methods import Method
 from qa.study import ROOT, expand_path
 
@@ -298,6 +299,7 @@ def attach(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             network = PeftModel(model, config)
+        fuse(network)
     span_model = SpanModel(network, architecture, method)
     if method.kind == "weights":
         for name, parameter in model.base_model.named_parameters():

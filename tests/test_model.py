@@ -52,6 +52,40 @@ def test_lora_at_initialisation_is_bit_equal_to_the_base(encoders, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_fused_lora_trains_like_pefts(encoders, family):
+    """Same logits and gradients as PEFT's own forward, which evaluation keeps."""
+    from peft.tuners.lora import Linear
+
+    model = attached(encoders[family], "lora").train()
+    torch.manual_seed(0)
+    for name, parameter in model.trainable().items():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    inputs = batch()
+
+    def run():
+        model.zero_grad()
+        start, _ = model(**inputs)
+        start[inputs["attention_mask"] == 1].square().sum().backward()
+        return start.detach(), [p.grad.clone() for p in model.trainable().values()]
+
+    fused = run()
+    layers = [m for m in model.modules() if isinstance(m, Linear)]
+    assert layers and sum("forward" in vars(m) for m in layers) == sum(
+        m.get_base_layer().bias is not None for m in layers
+    )
+    for layer in layers:
+        vars(layer).pop("forward", None)
+    plain = run()
+    torch.testing.assert_close(fused[0], plain[0], atol=1e-4, rtol=1e-4)
+    for one, other in zip(fused[1], plain[1], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_the_base_itself_is_what_transformers_computes(encoders, family):
     inputs = batch()

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from qa import loop, squad
 from qa.methods import get_method
-from qa.model import SpanModel, attach, load_base, num_cores
+from qa.model import Architecture, SpanModel, attach, load_base, num_cores
 from qa.study import Settings
 from qa.windows import Windows, build_windows
 
@@ -65,6 +65,19 @@ def make_model(folder: Path) -> SpanModel:
     return attach(load_base(str(folder), encoder_dropout=0.0), method, params, 384)
 
 
+def make_plain_model(folder: Path):
+    """The same model as PEFT's users build it."""
+    from peft import PeftModel
+
+    base = load_base(str(folder), encoder_dropout=0.0)
+    method = get_method("lora")
+    params = {name: param.default for name, param in method.params.items()}
+    config = method.config(Architecture.of(base.model), params)
+    config.modules_to_save = ["qa_outputs"]
+    torch.manual_seed(0)
+    return PeftModel(base.model, config)
+
+
 class WindowDataset(Dataset):
     """The same windows as Trainer takes them."""
 
@@ -88,7 +101,7 @@ def run_trainer(folder: Path, data: WindowDataset, output: str) -> tuple[float, 
     """(examples a second, training losses in tenths of the run)."""
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-    model = make_model(folder)
+    model = make_plain_model(folder)
     updates = -(-len(data) // 8)
     arguments = TrainingArguments(
         output_dir=output,
@@ -107,7 +120,7 @@ def run_trainer(folder: Path, data: WindowDataset, output: str) -> tuple[float, 
         label_names=["start_positions", "end_positions"],
     )
     collator = DataCollatorWithPadding(load_base(str(folder)).tokenizer)
-    trainer = Trainer(model.network, arguments, train_dataset=data, data_collator=collator)
+    trainer = Trainer(model, arguments, train_dataset=data, data_collator=collator)
     trainer.log = lambda logs, *rest, **more: trainer.state.log_history.append(dict(logs))
     began = time.perf_counter()
     trainer.train()
@@ -161,11 +174,11 @@ def flops_per_example(folder: Path, windows: Windows) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--examples", type=int, default=960, help="windows a run, about")
+    parser.add_argument("--examples", type=int, default=2000, help="windows a run, about")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(num_cores())
-    split = squad.read_file("train", str(SQUAD_DIR / "dev-v1.1.json"))
+    split = squad.read_file("train", str(SQUAD_DIR / "train-v1.1.json"))
     split = squad.draw(split, arguments.examples, 0)
     with tempfile.TemporaryDirectory() as name:
         folder = make_encoder(Path(name) / "encoder")
