@@ -145,7 +145,7 @@ def test_an_untrained_head_is_said_in_header_and_row(encoder, toy_files, tmp_pat
     assert "pretrained †" in out and "† head not trained" in out
 
 
-TWO = (BIN / "torchrun", "--nproc_per_node", "2", "--master_port", "29517", "train.py")
+TWO = (BIN / "torchrun", "--standalone", "--nproc_per_node", "2", "train.py")
 
 
 def test_two_processes_decide_alike(longer, tmp_path):
