@@ -255,7 +255,7 @@ def write_outcome(
     run_dir = settings.run_dir()
     texts = {id: best[0].text if best else "" for id, best in predictions.items()}
     write_json(run_dir / "eval_predictions.json", texts)
-    listed = {id: [vars(span) for span in best] for id, best in predictions.items()}
+    listed = {id: [span._asdict() for span in best] for id, best in predictions.items()}
     write_json(run_dir / "eval_nbest_predictions.json", listed)
     method = get_method(settings.method)
     values = {

@@ -73,7 +73,7 @@ def test_a_saved_model_gives_the_same_answers(finished, method):
         accelerator, model, prepared.windows["test"], prepared.splits["test"].examples, settings, 20
     )
     saved = json.loads((folder / "eval_nbest_predictions.json").read_text())
-    assert {id: [vars(s) for s in best] for id, best in answers.items()} == saved
+    assert {id: [s._asdict() for s in best] for id, best in answers.items()} == saved
 
 
 def test_training_moved_the_weights_that_were_saved(finished):
