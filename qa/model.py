@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from qa import UserError
 from qa.fused_lora import fuse
 from qa.methods import Method
-from qa.study import ROOT, expand_path
+from qa.study import expand_path
 
 
 def _minilm() -> Path:
@@ -44,7 +44,7 @@ def _minilm() -> Path:
 
 
 # Names that resolve when a model is loaded, so that no saved file holds a path of one machine.
-SHORT_NAMES = {"embedded": lambda: ROOT / "qa/embedded/encoder", "minilm-l6": _minilm}
+SHORT_NAMES = {"minilm-l6": _minilm}
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def load_base(
         remedy = (
             "give a folder saved by save_pretrained, with safetensors weights"
             if local
-            else "is the hub reachable? Else give a local folder, or use --study embedded"
+            else "is the hub reachable? Else give a local folder, or minilm-l6"
         )
         raise UserError(
             f"model_name_or_path: {name} cannot be loaded ({type(error).__name__}: {reason}); {remedy}"

@@ -255,7 +255,7 @@ def read_dataset(settings: Settings) -> tuple[dict[str, Split], str | None]:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"dataset_name: {name} cannot be loaded ({type(error).__name__}: {reason}); give local "
-            "files with --train_file and --test_file, or use --study embedded, which needs no network"
+            "files with --train_file and --test_file, or use --dataset_name embedded"
         ) from None
     if not isinstance(found, datasets.DatasetDict) or "train" not in found:
         raise UserError(f"dataset_name: {name} has no split 'train'; save a DatasetDict with one")
