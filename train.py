@@ -173,6 +173,9 @@ def train(
         model_revision=prepared.base.revision or settings.model_revision,
         dataset_revision=prepared.dataset_revision or settings.dataset_revision,
     )
+    fingerprints = {"model": prepared.base.fingerprint}  # before the method adds to it
+    fingerprints |= {name: split.fingerprint for name, split in prepared.splits.items()}
+    runs.check_fingerprints(run_dir, fingerprints)
     model = attach(
         prepared.base,
         method,
@@ -187,12 +190,8 @@ def train(
     if accelerator.num_processes > 1:
         shown["run"] += f" · {accelerator.num_processes} processes"
     report.print_header(console, f"Spantune · {method.name} · seed {settings.seed}", shown)
-    fingerprints = {
-        "model": prepared.base.fingerprint,
-        **{name: split.fingerprint for name, split in prepared.splits.items()},
-    }
     if accelerator.is_main_process:
-        runs.write_config(run_dir, settings, origins)
+        runs.write_config(run_dir, settings, origins, fingerprints)
     accelerator.init_trackers("spantune", config=_flat(settings))
 
     with report.TrainingDisplay(console) as display:

@@ -149,8 +149,27 @@ def open_run(settings: Settings) -> dict[str, Any] | None:
     return results
 
 
-def write_config(run_dir: Path, settings: Settings, origins: Mapping[str, str]) -> None:
-    write_json(run_dir / "config.json", {"settings": asdict(settings), "origins": dict(origins)})
+def check_fingerprints(run_dir: Path, fingerprints: Mapping[str, str]) -> None:
+    """Refuse to go on from a checkpoint where data or encoder are no longer what they were."""
+    if not any((run_dir / "checkpoint").glob("step-*")):
+        return
+    saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["fingerprints"]
+    changed = [name for name, value in fingerprints.items() if saved[name] != value]
+    if changed:
+        raise UserError(
+            f"{run_dir}: its checkpoint was made with another {changed[0]} "
+            f"({'weights' if changed[0] == 'model' else 'data'} changed since); give --overwrite"
+        )
+
+
+def write_config(
+    run_dir: Path,
+    settings: Settings,
+    origins: Mapping[str, str],
+    fingerprints: Mapping[str, str],
+) -> None:
+    content = {"settings": asdict(settings), "origins": origins, "fingerprints": fingerprints}
+    write_json(run_dir / "config.json", content)
 
 
 def write_history(run_dir: Path, history: Sequence[Mapping[str, Any]]) -> None:

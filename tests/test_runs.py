@@ -150,6 +150,27 @@ def test_an_unfinished_run_asks_for_a_decision(finished, encoder, toy_files, tmp
         train_one(flags)
 
 
+def test_a_checkpoint_is_not_continued_on_other_data(encoder, toy_files, tmp_path):
+    shutil.copy(toy_files["test_file"], tmp_path / "test.json")
+    files = {**toy_files, "test_file": str(tmp_path / "test.json")}
+    flags = [*command_flags(encoder, files, tmp_path), "--method", "head", "--resume"]
+    settings, before = train_one(flags)
+    (settings.run_dir() / "eval_results.json").unlink()
+    (settings.run_dir() / "checkpoint/step-00000001").mkdir(parents=True)
+    shutil.copy(toy_files["validation_file"], tmp_path / "test.json")
+    with pytest.raises(UserError, match=r"made with another test \(data changed since\)"):
+        train_one(flags)
+    other, _ = train_one([*flags, "--overwrite", "--run_name", "x"])
+    runs_of = {name: json.loads((s.run_dir() / "config.json").read_text())["fingerprints"]
+               for name, s in (("before", settings), ("other", other))}  # fmt: skip
+    assert runs_of["before"] == before["fingerprints"] != runs_of["other"]
+    assert runs_of["before"]["model"] == runs_of["other"]["model"]
+
+
+def test_the_models_fingerprint_is_the_encoders_alone(finished):
+    assert len({results["fingerprints"]["model"] for _, results in finished.values()}) == 1
+
+
 def test_damaged_runs_are_named(finished, tmp_path):
     folder = tmp_path / "r"
     shutil.copytree(finished["lora"][0].run_dir(), folder)
