@@ -52,8 +52,7 @@ def compare(settings: study.Settings) -> None:
         raise UserError(
             f"{folder}: runs were scored on different test data ({one['run_dir']}: "
             f"{one['data']['test']}; {other['run_dir']}: {other['data']['test']}) and do not "
-            "compare; "
-            "keep them apart with --output_dir"
+            "compare; keep them apart with --output_dir"
         )
     console = report.make_console()
     report.print_table(console, found, f"test split: {found[0]['data']['test']}")

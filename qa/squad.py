@@ -232,16 +232,16 @@ def _row_as_question(row: dict) -> dict:
 
 def read_dataset(settings: Settings) -> tuple[dict[str, Split], str | None]:
     """The splits of a hub data set or saved folder, and the commit they come from, if any."""
-    import datasets
-    from huggingface_hub.utils import logging
-
-    logging.set_verbosity_error()  # its retries: what fails is said below, in one line
     name = settings.dataset_name
     if name in SHORT_NAMES:
         return {
             key: read_file(key, str(SHORT_NAMES[name] / f"{key}.json"), settings.on_bad_example)
             for key in ("train", "validation", "test")
         }, None
+    import datasets
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # its retries: what fails is said below, in one line
     folder = expand_path(name)
     datasets.disable_progress_bars()
     commit = None

@@ -155,16 +155,20 @@ def toy_document(questions: int = 40, seed: int = 0, titles: int = 8, words: int
     return {"version": "1.1", "data": articles}
 
 
-@pytest.fixture(scope="session")
-def toy_files(tmp_path_factory) -> dict[str, str]:
-    """Flags for three small files."""
-    folder = tmp_path_factory.mktemp("toy")
+def write_toy_files(folder: Path, **counts: int) -> dict[str, str]:
+    """Flags for three files of so many questions each."""
     flags = {}
-    for seed, (name, count) in enumerate({"train": 60, "validation": 16, "test": 20}.items()):
+    for seed, (name, count) in enumerate(counts.items()):
         path = folder / f"{name}.json"
         path.write_text(json.dumps(toy_document(count, seed)))
         flags[f"{name}_file"] = str(path)
     return flags
+
+
+@pytest.fixture(scope="session")
+def toy_files(tmp_path_factory) -> dict[str, str]:
+    """Flags for three small files."""
+    return write_toy_files(tmp_path_factory.mktemp("toy"), train=60, validation=16, test=20)
 
 
 def toy_split(count: int, seed: int = 0, **options) -> squad.Split:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import command_flags, toy_document
+from tests.conftest import command_flags, write_toy_files
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -21,11 +21,7 @@ BIN = Path(sys.executable).parent
 def longer(encoder, tmp_path_factory):
     """Flags of a run of a few hundred updates, long enough to be caught in the middle."""
     folder = tmp_path_factory.mktemp("longer")
-    files = {}
-    for seed, (name, count) in enumerate({"train": 400, "validation": 20, "test": 20}.items()):
-        path = folder / f"{name}.json"
-        path.write_text(json.dumps(toy_document(count, seed)))
-        files[f"{name}_file"] = str(path)
+    files = write_toy_files(folder, train=400, validation=20, test=20)
 
     def flags(output):
         made = command_flags(encoder, files, output)

@@ -1,6 +1,6 @@
 """How fast is the training loop, beside transformers.Trainer and beside the processor's ceiling?
 
-    python -m tests.benchmarks.training [--rounds 5] [--steps 60]
+    python -m tests.benchmarks.training [--rounds 5] [--examples 2000]
 
 bert-tiny's shape with random weights, LoRA r = 8 on all linear layers, no dropout, SQuAD windows
 of 384/128, the starting report's recipe: batch 2 × accumulation 4, fp32, AdamW. The two run in
