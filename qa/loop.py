@@ -198,7 +198,7 @@ def fit(
 
         size = micro_batch_size(windows, rows, settings, accelerator.device.type)
         while True:
-            torch.manual_seed(_step_seed(settings.seed, progress.step, accelerator.process_index))
+            _seed(accelerator, settings.seed, progress.step)
             try:
                 loss = gradients(accelerator, wrapped, windows, rows, int(min(size, largest)))
                 break
@@ -253,8 +253,13 @@ def fit(
     return progress
 
 
-def _step_seed(seed: int, step: int, process: int) -> int:
-    return int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0])
+def _seed(accelerator: Accelerator, seed: int, step: int) -> None:
+    """Seed this step's dropout. (torch.manual_seed looks for every kind of device each time.)"""
+    sequence = np.random.SeedSequence([seed, step, accelerator.process_index])
+    number = int(sequence.generate_state(1)[0])
+    torch.default_generator.manual_seed(number)
+    if accelerator.device.type == "cuda":
+        torch.cuda.manual_seed(number)
 
 
 def _record(progress: Progress, metrics: dict, steps_per_epoch: int, rate: float) -> None:

@@ -27,8 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa import UserError
-from qa.fused_lora import fuse
+from qa import UserError, kernels
 from qa.methods import Method
 from qa.study import expand_path
 
@@ -299,7 +298,7 @@ def attach(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             network = PeftModel(model, config)
-        fuse(network)
+    kernels.install(network, model)
     span_model = SpanModel(network, architecture, method)
     if method.kind == "weights":
         for name, parameter in model.base_model.named_parameters():

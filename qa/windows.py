@@ -274,13 +274,13 @@ def _write_cache(path: Path | None, arrays: dict[str, np.ndarray]) -> None:
 def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The batches of an epoch: windows of like length together, in random order.
 
-    Shuffled, sorted by length within buckets of 64 batches, and the batches shuffled again: a
+    Shuffled, sorted by length within buckets of 128 batches, and the batches shuffled again: a
     pure function of (seed, epoch), so that a resumed run sees the same ones. The last batch of
     the sorted order may be short.
     """
     random = np.random.Generator(np.random.PCG64([seed, epoch]))
     order = random.permutation(len(lengths))
-    bucket = 64 * batch_size
+    bucket = 128 * batch_size
     batches = []
     for i in range(0, len(order), bucket):
         rows = order[i : i + bucket]

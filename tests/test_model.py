@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from qa import UserError, loop, metrics
+from qa import UserError, kernels, loop, metrics
 from qa.methods import METHODS, get_method
 from qa.model import Architecture, attach, load_base
 from qa.windows import build_windows
@@ -51,20 +51,23 @@ def test_lora_at_initialisation_is_bit_equal_to_the_base(encoders, family):
         assert torch.equal(before, after)
 
 
+@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fused_lora_trains_like_pefts(encoders, family):
-    """Same logits and gradients as PEFT's own forward, which evaluation keeps."""
+def test_kernels_train_like_the_libraries_own(encoders, family, method, monkeypatch):
+    """Same logits and gradients as PEFT's and transformers' forward, which evaluation keeps."""
     from peft.tuners.lora import Linear
 
-    model = attached(encoders[family], "lora").train()
+    base = load_base(str(encoders[family]), encoder_dropout=0.0)
+    model = attach(base, get_method(method), defaults(method), max_seq_length=64).train()
     torch.manual_seed(0)
     for name, parameter in model.trainable().items():
         if "lora_B" in name:
             parameter.data.normal_(std=0.3)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    inputs = batch()
+    inputs, attentions = batch(), []
+    forward = kernels._Attention.forward
+    monkeypatch.setattr(
+        kernels._Attention, "forward", lambda *args: attentions.append(1) or forward(*args)
+    )
 
     def run():
         model.zero_grad()
@@ -72,16 +75,17 @@ def test_fused_lora_trains_like_pefts(encoders, family):
         start[inputs["attention_mask"] == 1].square().sum().backward()
         return start.detach(), [p.grad.clone() for p in model.trainable().values()]
 
-    fused = run()
+    fast, used = run(), len(attentions)
+    assert used == model.architecture.num_layers  # all of these families let it be chosen
     layers = [m for m in model.modules() if isinstance(m, Linear)]
-    assert layers and sum("forward" in vars(m) for m in layers) == sum(
-        m.get_base_layer().bias is not None for m in layers
-    )
+    assert bool(layers) == (method == "lora") and all("forward" in vars(m) for m in layers)
     for layer in layers:
-        vars(layer).pop("forward", None)
+        vars(layer).pop("forward")
+    monkeypatch.setattr(kernels, "CACHED_PROBABILITIES", 0)
     plain = run()
-    torch.testing.assert_close(fused[0], plain[0], atol=1e-4, rtol=1e-4)
-    for one, other in zip(fused[1], plain[1], strict=True):
+    assert len(attentions) == used
+    torch.testing.assert_close(fast[0], plain[0], atol=1e-4, rtol=1e-4)
+    for one, other in zip(fast[1], plain[1], strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
 
 

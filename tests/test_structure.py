@@ -8,12 +8,12 @@ import pytest
 QA = Path(__file__).parent.parent / "qa"
 # Each file may import those before it: examples → windows → … → what a person sees.
 ORDER = ["__init__", "methods", "study", "squad", "windows", "spans", "metrics"]
-ORDER += ["fused_lora", "model"]
+ORDER += ["kernels", "model"]
 ORDER += ["checkpoint", "loop", "runs", "report"]
 ONLY = {
     "rich": {"report"},
     "optuna": set(),
-    "peft": {"methods", "fused_lora", "model", "runs"},
+    "peft": {"methods", "kernels", "model", "runs"},
     "argparse": {"study"},
 }
 
