@@ -1,8 +1,8 @@
-# make test: from a machine with Python >= 3.11 alone to a green test run.
+# make study, make test: from a machine with Python >= 3.11 alone to a table, to a green test run.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: setup test check format bench clean
+.PHONY: setup study test check format bench clean
 
 setup: .venv/installed
 
@@ -11,13 +11,17 @@ setup: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+# The default comparison, offline: pretrained, LoRA and prompt tuning, one seed.
+study: setup
+	$(BIN)/python tune.py --n_trials 0 --seeds 42
+
 test: setup
-	$(BIN)/python -m pytest -q -n 2 tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -q -n 2 tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 format: setup
 	$(BIN)/ruff format .

@@ -37,30 +37,6 @@ def score_file(predictions: str, references: str) -> None:
     print(json.dumps({"exact_match": scores.exact_match, "f1": scores.f1}))
 
 
-def compare(settings: study.Settings) -> None:
-    """Print the table of a study's runs and write results.json beside them."""
-    from qa import report, runs
-
-    study.read_study(settings.study)
-    folder = settings.run_dir().parent.parent
-    found = runs.find_runs(folder)
-    if not found:
-        raise UserError(f"{folder}: holds no finished run; train some: train.py --method lora …")
-    tests = {run["fingerprints"]["test"]: run for run in found}
-    if len(tests) > 1:
-        one, other = list(tests.values())[:2]
-        raise UserError(
-            f"{folder}: runs were scored on different test data ({one['run_dir']}: "
-            f"{one['data']['test']}; {other['run_dir']}: {other['data']['test']}) and do not "
-            "compare; keep them apart with --output_dir"
-        )
-    console = report.make_console()
-    report.print_table(console, found, f"test split: {found[0]['data']['test']}")
-    target = folder.parent if folder.name == "runs" else folder
-    runs.write_json(target / "results.json", {"study": settings.study, "runs": found})
-    console.print(f"written to {target / 'results.json'}", markup=False, soft_wrap=True)
-
-
 def main() -> None:
     parser = study.Parser(
         prog="evaluate.py", description=__doc__.split("\n")[0], allow_abbrev=False
@@ -74,7 +50,9 @@ def main() -> None:
     if arguments.predictions:
         score_file(arguments.predictions, arguments.references)
     else:
-        compare(study.resolve(study.flags_layer(arguments))[0])
+        from qa.report import compare, make_console
+
+        compare(make_console(), study.resolve(study.flags_layer(arguments))[0])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -75,14 +75,16 @@ def start(settings: study.Settings) -> tuple[Any, int]:
     return accelerator, num_threads
 
 
-def prepare(settings: study.Settings, accelerator: Any) -> Prepared:
-    """Load and check data and encoder; cut the windows. Raises UserError."""
+def prepare(
+    settings: study.Settings, accelerator: Any, names: Sequence[str] | None = None
+) -> Prepared:
+    """Load and check encoder and data (the named splits, or all); cut windows. Raises UserError."""
     from qa.model import load_base
-    from qa.squad import load_splits
+    from qa.squad import SPLITS, load_splits
     from qa.windows import build_windows
 
     with accelerator.local_main_process_first():  # the others find a hub's files cached
-        splits, dataset_revision = load_splits(settings)
+        splits, dataset_revision = load_splits(settings, names or SPLITS)
         base = load_base(
             settings.model_name_or_path,
             settings.model_revision,
@@ -100,6 +102,39 @@ def prepare(settings: study.Settings, accelerator: Any) -> Prepared:
             for name, split in splits.items()
         }
     return Prepared(base, splits, windows, dataset_revision)
+
+
+def make_model(settings: study.Settings, base: Any, device: Any) -> Any:
+    """`base` under the settings' method, on the device. Changes base.model."""
+    from qa.methods import get_method
+    from qa.model import attach
+
+    return attach(
+        base,
+        get_method(settings.method),
+        settings.hyperparameters,
+        settings.max_seq_length,
+        settings.train_head,
+        settings.seed,
+    ).to(device)
+
+
+def validate(
+    settings: study.Settings,
+    accelerator: Any,
+    model: Any,
+    prepared: Prepared,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, float]:
+    """eval_loss, eval_f1 and eval_exact_match of the validation split."""
+    from qa import loop, metrics, spans
+
+    examples = prepared.splits["validation"].examples
+    found, loss = loop.predict(
+        accelerator, model, prepared.windows["validation"], examples, settings, 1, on_batch
+    )
+    scores = metrics.score(spans.best_texts(found), examples)
+    return {"eval_loss": loss, "eval_f1": scores.f1, "eval_exact_match": scores.exact_match}
 
 
 def facts(settings: study.Settings, prepared: Prepared, model: Any) -> dict[str, str]:
@@ -140,14 +175,16 @@ def train(
     accelerator: Any,
     num_threads: int,
     console: Any,
+    search: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One run, from data to a whole run folder; its results. Raises UserError, Interrupted."""
+    """One run, from data to a whole run folder; its results. Raises UserError, Interrupted.
+
+    search: what finding these settings took, to be kept with the results.
+    """
     from accelerate.utils import broadcast_object_list
 
-    from qa import loop, metrics, report, runs
+    from qa import loop, metrics, report, runs, spans
     from qa.checkpoint import stop_signals
-    from qa.methods import get_method
-    from qa.model import attach
 
     run_dir = settings.run_dir()
     # One process decides, before it writes; all the others hear the same.
@@ -161,10 +198,12 @@ def train(
     if problem:
         raise problem
     if results:
-        console.print(f"{run_dir} is finished already; --overwrite runs it again", soft_wrap=True)
+        console.print(
+            f"{report.shown(run_dir)} is finished already; --overwrite runs it again",
+            soft_wrap=True,
+        )
         return results
 
-    method = get_method(settings.method)
     with console.status("loading data and encoder"):  # a silent hub is tried for half a minute
         prepared = prepare(settings, accelerator)
     settings = replace(
@@ -176,17 +215,13 @@ def train(
     fingerprints = {"model": prepared.base.fingerprint}  # before the method adds to it
     fingerprints |= {name: split.fingerprint for name, split in prepared.splits.items()}
     runs.check_fingerprints(run_dir, fingerprints)
-    model = attach(
-        prepared.base,
-        method,
-        settings.hyperparameters,
-        settings.max_seq_length,
-        settings.train_head,
-        settings.seed,
-    ).to(accelerator.device)
+    model = make_model(settings, prepared.base, accelerator.device)
+    method = model.method
     shown = facts(settings, prepared, model)
     shown |= report.describe_settings(settings, origins)
-    shown["run"] = f"{run_dir} · {accelerator.device} · {num_threads} threads a process"
+    shown["run"] = (
+        f"{report.shown(run_dir)} · {accelerator.device} · {num_threads} threads a process"
+    )
     if accelerator.num_processes > 1:
         shown["run"] += f" · {accelerator.num_processes} processes"
     report.print_header(console, f"Spantune · {method.name} · seed {settings.seed}", shown)
@@ -195,27 +230,6 @@ def train(
     accelerator.init_trackers("spantune", config=_flat(settings))
 
     with report.TrainingDisplay(console) as display:
-
-        def answer(name: str, n_best: int) -> tuple[dict, float]:
-            return loop.predict(
-                accelerator,
-                model,
-                prepared.windows[name],
-                prepared.splits[name].examples,
-                settings,
-                n_best,
-                display.on_batch,
-            )
-
-        def evaluate() -> dict[str, float]:
-            found, loss = answer("validation", 1)
-            texts = {id: best[0].text if best else "" for id, best in found.items()}
-            scores = metrics.score(texts, prepared.splits["validation"].examples)
-            return {
-                "eval_loss": loss,
-                "eval_f1": scores.f1,
-                "eval_exact_match": scores.exact_match,
-            }
 
         def on_evaluation(progress: loop.Progress) -> None:
             display.on_evaluation(progress)
@@ -232,7 +246,7 @@ def train(
                         model,
                         prepared.windows["train"],
                         settings,
-                        evaluate,
+                        lambda: validate(settings, accelerator, model, prepared, display.on_batch),
                         checkpoint_dir=run_dir / "checkpoint",
                         on_step=display.on_step,
                         on_evaluation=on_evaluation,
@@ -240,10 +254,18 @@ def train(
                     )
             except loop.NonFiniteLoss as error:
                 raise UserError(f"learning_rate: training diverged ({error}); lower it") from None
-        predictions, loss = answer("test", settings.n_best_size)
+        examples = prepared.splits["test"].examples
+        predictions, loss = loop.predict(
+            accelerator,
+            model,
+            prepared.windows["test"],
+            examples,
+            settings,
+            settings.n_best_size,
+            display.on_batch,
+        )
 
-    texts = {id: best[0].text if best else "" for id, best in predictions.items()}
-    scores = metrics.score(texts, prepared.splits["test"].examples)
+    scores = metrics.score(spans.best_texts(predictions), examples)
     history = progress.history if progress else []
     best = next((row for row in history if row["step"] == progress.best_step), {})
     results = {
@@ -262,6 +284,7 @@ def train(
         "peak_memory_mb": runs.peak_memory_mb(accelerator.device.type),
         "model": settings.model_name_or_path,
         "data": {name: str(split) for name, split in prepared.splits.items()},
+        "search": search,
         "fingerprints": fingerprints,
         "environment": runs.environment(
             accelerator.device.type, num_threads, accelerator.num_processes
@@ -291,7 +314,9 @@ def main() -> None:
     if accelerator.is_main_process:
         named = {**results, "run_name": settings.run_name or results["method"]}
         report.print_table(console, [named], f"test split: {results['data']['test']}")
-        console.print(f"written to {settings.run_dir()}", markup=False, soft_wrap=True)
+        console.print(
+            f"written to {report.shown(settings.run_dir())}", markup=False, soft_wrap=True
+        )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ class UserError(Exception):
 class Interrupted(Exception):
     """A signal asked the program to stop; what had been computed was saved first."""
 
-    def __init__(self, signum: int):
-        super().__init__(f"stopped by signal {signum}")
-        self.signum = signum
+    def __init__(
+        self, signum: int, advice: str = "a checkpoint is saved, --resume goes on from it"
+    ):
+        super().__init__(signum, advice)
+        self.signum, self.advice = signum, advice

@@ -25,6 +25,15 @@ class Param:
 
 
 @dataclass(frozen=True)
+class Range:
+    """A search draws from low to high, both included; whole numbers if both ends are."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
 class Method:
     """One row of the table.
 
@@ -39,6 +48,8 @@ class Method:
     params: Mapping[str, Param] = field(default_factory=dict)
     # (encoder facts of `model.Architecture`, hyperparameters) → a fresh PEFT config
     config: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    # What a search varies: hyperparameters and settings, each a Range or a tuple of choices.
+    space: Mapping[str, Range | tuple] = field(default_factory=dict)
     # for kind "weights": does the encoder parameter of this name train?
     trains: Callable[[str], bool] = lambda name: False
     paper: str = ""
@@ -72,8 +83,21 @@ METHODS: dict[str, Method] = {
     row.name: row
     for row in (
         Method("pretrained", "the model as it comes: nothing trains", "none"),
-        Method("full", "all weights train", "weights", 3e-4, trains=lambda name: True),
-        Method("head", "only the span head trains", "weights", 1e-3),
+        Method(
+            "full",
+            "all weights train",
+            "weights",
+            3e-4,
+            space={"learning_rate": Range(3e-5, 3e-3, log=True)},
+            trains=lambda name: True,
+        ),
+        Method(
+            "head",
+            "only the span head trains",
+            "weights",
+            1e-3,
+            space={"learning_rate": Range(1e-4, 1e-1, log=True)},
+        ),
         Method(
             "lora",
             "low-rank updates beside the linear layers, and the head",
@@ -89,6 +113,11 @@ METHODS: dict[str, Method] = {
                 ),
             },
             _lora,
+            space={
+                "learning_rate": Range(2e-4, 1e-2, log=True),
+                "r": (2, 4, 8, 16, 32),
+                "lora_alpha": (8, 16, 32, 64),
+            },
             paper="https://arxiv.org/abs/2106.09685",
         ),
         Method(
@@ -107,6 +136,11 @@ METHODS: dict[str, Method] = {
                 ),
             },
             _prompt_tuning,
+            space={
+                "learning_rate": Range(3e-3, 1e-1, log=True),
+                "head_learning_rate": Range(3e-4, 1e-2, log=True),
+                "num_virtual_tokens": Range(5, 80, log=True),
+            },
             paper="https://arxiv.org/abs/2104.08691",
         ),
     )

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from qa import UserError, kernels
 from qa.methods import Method
-from qa.study import expand_path
+from qa.study import ROOT, expand_path
 
 
 def _minilm() -> Path:
@@ -43,7 +43,7 @@ def _minilm() -> Path:
 
 
 # Names that resolve when a model is loaded, so that no saved file holds a path of one machine.
-SHORT_NAMES = {"minilm-l6": _minilm}
+SHORT_NAMES = {"embedded": lambda: ROOT / "qa/embedded/encoder", "minilm-l6": _minilm}
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def load_base(
     """
     if not name:
         raise UserError(
-            "model_name_or_path: no encoder named; give a hub id, a folder, or minilm-l6"
+            "model_name_or_path: no encoder named; give a hub id, a folder, embedded or minilm-l6"
         )
     from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer
 
@@ -191,7 +191,7 @@ def load_base(
         remedy = (
             "give a folder saved by save_pretrained, with safetensors weights"
             if local
-            else "is the hub reachable? Else give a local folder, or minilm-l6"
+            else "is the hub reachable? Else give a local folder, or use --study embedded"
         )
         raise UserError(
             f"model_name_or_path: {name} cannot be loaded ({type(error).__name__}: {reason}); {remedy}"

@@ -6,15 +6,18 @@ On a terminal there are bars and colours; into a pipe or file go plain lines.
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from rich import box
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from qa import Interrupted, UserError
-from qa.study import FIELDS, Settings
+from qa.study import FIELDS, Settings, read_study
 
 PLAIN_LINE_SECONDS = 30  # between two lines of progress where there is no terminal
 
@@ -28,7 +31,7 @@ def run_command(main: Callable[[], None]) -> None:
         status = 2
     except Interrupted as stopped:
         status = 128 + stopped.signum
-        print("stopped; a checkpoint is saved, --resume goes on from it", file=sys.stderr)
+        print(f"stopped; {stopped.advice}", file=sys.stderr)
     except KeyboardInterrupt:
         status = 130
         print("stopped; nothing was left half-written", file=sys.stderr)
@@ -127,6 +130,149 @@ class TrainingDisplay:
         )
 
 
+class SearchDisplay:
+    """A search as it goes on: a live table on a terminal, else a line for each ended trial.
+
+    rows: → the trials of a method so far, as `search.describe` gives them.
+    """
+
+    def __init__(self, console: Console, name: str, budget: Any, rows: Callable[[], list[dict]]):
+        self.console, self.name, self.budget, self.rows = console, name, budget, rows
+        self.spoken: set[int] = {row["number"] for row in rows() if row["seconds"] is not None}
+        self.live = Live(
+            get_renderable=self.table,
+            console=console,
+            refresh_per_second=1,
+            auto_refresh=console.is_terminal,
+            transient=True,
+        )
+
+    def __enter__(self) -> "SearchDisplay":
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.update()
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def table(self) -> Table:
+        rows = self.rows()
+        table = Table(title=f"{self.name}: {self.status(rows)}", title_justify="left")
+        table.add_column("trial", justify="right")
+        for name in ("parameters", "state", self.budget.metric, "s"):
+            table.add_column(name, justify="left" if name == "parameters" else "right")
+        best = self.best(rows)
+        for row in rows[-15:]:
+            table.add_row(
+                str(row["number"]),
+                parameters(row["params"]),
+                row["reason"] or row["state"],
+                "" if row["value"] is None else f"{row['value']:.4g}",
+                "" if row["seconds"] is None else f"{row['seconds']:.0f}",
+                style="bold" if row is best else None,
+            )
+        return table
+
+    def best(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+        complete = [row for row in rows if row["state"] == "complete"]
+        sign = 1 if self.budget.metric == "eval_f1" else -1
+        return max(complete, key=lambda row: sign * row["value"], default=None)
+
+    def status(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """'5 of 8 trials, best 53.8 (trial 2), about 40 s left'"""
+        times = [row["seconds"] for row in rows if row["seconds"] is not None and _ended(row)]
+        text = f"{len(times)} of {self.budget.n_trials} trials"
+        best = self.best(rows)
+        if best:
+            text += f", best {best['value']:.4g} (trial {best['number']})"
+        at_once = max(1, sum(row["state"] == "running" for row in rows))
+        left = self.budget.n_trials - len(times)
+        if times and left > 0:
+            text += f", about {left * mean(times) / at_once:.0f} s left"
+        return text
+
+    def update(self) -> None:
+        """Say what has ended since the last call."""
+        rows = self.rows()
+        for row in rows:
+            if row["number"] in self.spoken or row["seconds"] is None:
+                continue
+            self.spoken.add(row["number"])
+            value = "" if row["value"] is None else f" {row['value']:.4g}"
+            reason = f" ({row['reason']})" if row["reason"] else ""
+            self.console.print(
+                f"{self.name} trial {row['number']}: {row['state']}{value}{reason} · "
+                f"{parameters(row['params'])} · {row['seconds']:.0f} s · {self.status(rows)}",
+                markup=False,
+                soft_wrap=True,
+            )
+
+
+def _ended(row: Mapping[str, Any]) -> bool:
+    return row["state"] in ("complete", "pruned") or bool(row["reason"])
+
+
+def parameters(values: Mapping[str, Any]) -> str:
+    """'learning_rate 0.00213, r 16'"""
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in values.items()
+    )
+
+
+def search_cost(search: Mapping[str, Any] | None) -> str:
+    return (
+        f"{search['n_trials']} × {search['seconds'] / search['n_trials']:.0f} s" if search else "–"
+    )
+
+
+def print_outcome(console: Console, name: str, found: Mapping[str, Any]) -> None:
+    """What a search found, against the settings it began with."""
+    against = found["default_value"]
+    untuned = "" if against is None else f" (untuned {against:.4g})"
+    console.print(
+        f"{name}: best {found['metric']} {found['best_value']:.4g}{untuned} with "
+        f"{parameters(found['best_params'])}; {found['n_trials']} trials ({found['pruned']} "
+        f"pruned, {found['fail']} failed), {found['seconds']:.0f} s of training",
+        markup=False,
+        soft_wrap=True,
+    )
+    if found["importances"]:
+        shares = ", ".join(f"{key} {value:.0%}" for key, value in found["importances"].items())
+        console.print(
+            f"{name}: importance of the parameters: {shares}", markup=False, soft_wrap=True
+        )
+
+
+def print_run(console: Console, run_dir: Path, done: Any) -> None:
+    """One line for a finished run of a worker; `done`, a future, holds its results."""
+    if not done.cancelled() and done.exception() is None:
+        found = done.result()
+        console.print(
+            f"{shown(run_dir)}: EM {found['eval_exact_match']:.2f}, F1 {found['eval_f1']:.2f}, "
+            f"{found['train_seconds']:.0f} s",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def print_replay(console: Console, settings: Settings) -> None:
+    """The command that trains a search's best again without the search."""
+    console.print(
+        f"the best {settings.method} again, without a search:\n    python train.py --config "
+        f"{shown(settings.run_dir())}/config.json --run_name {settings.run_name}-again",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def shown(path: Path) -> Path:
+    """`path` as a person in this folder would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def rate(value: float) -> str:
     """Three digits or so: 4.53, 45.3, 1,020."""
     return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
@@ -139,10 +285,33 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.2f} ± {stdev(values):.2f}"
 
 
-def print_table(console: Console, runs: Sequence[Mapping[str, Any]], title: str) -> None:
+def compare(console: Console, settings: Settings) -> None:
+    """Print the table of a study's runs and write results.json beside them. Raises UserError."""
+    from qa import runs  # which loads torch: not before it is needed
+
+    read_study(settings.study)
+    folder = settings.run_dir().parent.parent
+    found = runs.find_runs(folder)
+    if not found:
+        raise UserError(f"{folder}: holds no finished run; train some: train.py --method lora …")
+    tests = {run["fingerprints"]["test"]: run for run in found}
+    if len(tests) > 1:
+        one, other = list(tests.values())[:2]
+        raise UserError(
+            f"{folder}: runs were scored on different test data ({one['run_dir']}: "
+            f"{one['data']['test']}; {other['run_dir']}: {other['data']['test']}) and do not "
+            "compare; keep them apart with --output_dir"
+        )
+    print_table(console, found, f"test split: {found[0]['data']['test']}")
+    target = settings.study_dir() / "results.json"
+    runs.write_json(target, {"study": settings.study, "runs": found})
+    console.print(f"written to {shown(target)}", markup=False, soft_wrap=True)
+
+
+def print_table(console: Console, found: Sequence[Mapping[str, Any]], title: str) -> None:
     """One row a method, over its seeds; the best of each score in bold."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for run in runs:
+    for run in found:
         groups.setdefault(run["run_name"], []).append(run)
     ordered = sorted(groups.items(), key=lambda g: -mean(r["eval_f1"] for r in g[1]))
     best = {
@@ -150,10 +319,13 @@ def print_table(console: Console, runs: Sequence[Mapping[str, Any]], title: str)
         for key in ("eval_exact_match", "eval_f1")
     }
     console.print(title, markup=False, soft_wrap=True)
-    table = Table()
-    table.add_column("run")
-    for name in ("seeds", "EM", "F1", "trainable", "best epoch", "train s", "weights kB"):
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("run", overflow="fold", min_width=max(map(len, groups)))
+    searched = any(run.get("search") for run in found)
+    for name in ("seeds", "EM", "F1", "trainable", "epoch", "train s", "kB"):
         table.add_column(name, justify="right", no_wrap=True)
+    if searched:
+        table.add_column("search", justify="right", no_wrap=True)
     notes = set()
     for name, group in ordered:
         cells = []
@@ -175,6 +347,7 @@ def print_table(console: Console, runs: Sequence[Mapping[str, Any]], title: str)
             f"{mean(r['best_epoch'] for r in group):.1f}" if trained else "–",
             f"{mean(r['train_seconds'] for r in group):.0f}" if trained else "–",
             f"{mean(r['adapter_bytes'] for r in group) / 1000:.0f}" if trained else "–",
+            *([search_cost(group[0].get("search"))] if searched else []),
         )
     console.print(table)
     for note in sorted(notes):

@@ -20,10 +20,19 @@ from typing import Any
 from qa import UserError, __version__, checkpoint
 from qa.methods import Method, get_method
 from qa.model import Base, SpanModel, attach, load_base
-from qa.spans import Span
+from qa.spans import Span, best_texts
 from qa.study import FIELDS, Settings, check_field
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "optuna",
+)
 # What the tables of evaluate.py are made of.
 RESULT_KEYS = ("method", "seed", "eval_exact_match", "eval_f1", "data", "fingerprints")
 RESULT_KEYS += ("trainable_params", "train_seconds", "best_epoch", "adapter_bytes", "head_trained")
@@ -120,6 +129,12 @@ def _other_settings(run_dir: Path, settings: Settings) -> list[str]:
         if FIELDS[name].metadata["affects_result"] and there != now and not settled:
             differences.append(f"{name}: there {there}, now {now}")
     return differences
+
+
+def is_outdated(settings: Settings) -> bool:
+    """Does the run's folder hold a run with other settings?"""
+    run_dir = settings.run_dir()
+    return (run_dir / "config.json").exists() and bool(_other_settings(run_dir, settings))
 
 
 def open_run(settings: Settings) -> dict[str, Any] | None:
@@ -272,8 +287,7 @@ def write_outcome(
 ) -> None:
     """Predictions, n-best and card, and last of all the results."""
     run_dir = settings.run_dir()
-    texts = {id: best[0].text if best else "" for id, best in predictions.items()}
-    write_json(run_dir / "eval_predictions.json", texts)
+    write_json(run_dir / "eval_predictions.json", best_texts(predictions))
     listed = {id: [span._asdict() for span in best] for id, best in predictions.items()}
     write_json(run_dir / "eval_nbest_predictions.json", listed)
     method = get_method(settings.method)
@@ -301,5 +315,11 @@ def find_runs(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.glob("*/seed-*/eval_results.json")):
         results = read_results(path.parent)
-        found.append({**results, "run_name": path.parent.parent.name, "run_dir": str(path.parent)})
+        found.append(
+            {
+                **results,
+                "run_name": path.parent.parent.name,
+                "run_dir": str(path.parent.relative_to(folder)),
+            }
+        )
     return sorted(found, key=lambda run: (run["run_name"], run["seed"]))

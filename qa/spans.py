@@ -8,7 +8,7 @@ B windows in a batch, T tokens, D longest answer in tokens, N spans kept.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -110,3 +110,8 @@ def answers(
         rows = zip(*(column[begin:end] for column in columns))
         found[one.id] = [Span(one.context[row[0] : row[1]], *row) for row in rows]
     return found
+
+
+def best_texts(found: Mapping[str, Sequence[Span]]) -> dict[str, str]:
+    """{id: text of the best span}, "" where there is none."""
+    return {id: best[0].text if best else "" for id, best in found.items()}

@@ -8,7 +8,7 @@ stops the program with its place in the file (or is dropped and counted, on requ
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from qa import UserError
 from qa.study import ROOT, Settings, expand_path
 
+SPLITS = ("train", "validation", "test")
 # Names that resolve when data is loaded, so that no saved file holds a path of one machine.
 SHORT_NAMES = {"embedded": ROOT / "qa/embedded/corpus"}
 
@@ -230,13 +231,13 @@ def _row_as_question(row: dict) -> dict:
     return {"id": row["id"], "question": row["question"], "answers": listed}
 
 
-def read_dataset(settings: Settings) -> tuple[dict[str, Split], str | None]:
-    """The splits of a hub data set or saved folder, and the commit they come from, if any."""
+def read_dataset(settings: Settings, names: Sequence[str]) -> tuple[dict[str, Split], str | None]:
+    """The named splits of a hub data set or saved folder, and the commit they come from, if any."""
     name = settings.dataset_name
     if name in SHORT_NAMES:
         return {
             key: read_file(key, str(SHORT_NAMES[name] / f"{key}.json"), settings.on_bad_example)
-            for key in ("train", "validation", "test")
+            for key in names
         }, None
     import datasets
     from huggingface_hub.utils import logging
@@ -255,14 +256,19 @@ def read_dataset(settings: Settings) -> tuple[dict[str, Split], str | None]:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"dataset_name: {name} cannot be loaded ({type(error).__name__}: {reason}); give local "
-            "files with --train_file and --test_file, or use --dataset_name embedded"
+            "files (--train_file, --test_file; an encoder's folder is --model_name_or_path), or use "
+            "--study embedded"
         ) from None
     if not isinstance(found, datasets.DatasetDict) or "train" not in found:
         raise UserError(f"dataset_name: {name} has no split 'train'; save a DatasetDict with one")
     columns = {"id", "context", "question", "answers"}
     splits = {}
-    for key in ("train", "validation", "test"):
-        if key in found:
+    # Where only two splits are published, as of SQuAD, the second one is what scores come from.
+    published = {key: key for key in SPLITS if key in found}
+    if "test" not in found and "validation" in found:
+        published["test"] = published.pop("validation")
+    for split, key in published.items():
+        if split in names:
             missing = columns - set(found[key].column_names)
             if missing:
                 raise UserError(
@@ -275,7 +281,7 @@ def read_dataset(settings: Settings) -> tuple[dict[str, Split], str | None]:
                     f"dataset_name: {name}, split {key}: answers must hold text and answer_start"
                 ) from None
             source, where = f"{folder.name}/{key}", f"{name}, split {key} (row as data[row])"
-            splits[key] = _checked(key, source, where, document, settings.on_bad_example)
+            splits[split] = _checked(split, source, where, document, settings.on_bad_example)
     return splits, commit
 
 
@@ -317,36 +323,35 @@ def draw(split: Split, limit: int | None, seed: int) -> Split:
     return Split(split.name, [split.examples[i] for i in kept], source, split.skipped)
 
 
-def load_splits(settings: Settings) -> tuple[dict[str, Split], str | None]:
-    """{"train", "validation", "test"} as the settings ask, and the hub commit, if any.
+def load_splits(
+    settings: Settings, names: Sequence[str] = SPLITS
+) -> tuple[dict[str, Split], str | None]:
+    """The named splits as the settings ask, in the order of SPLITS, and the hub commit, if any.
 
     validation is `validation_file`, else a data set's own (where it has a test split as well),
     else whole articles held out of train. test is `test_file`, else the data set's test split,
-    else its validation split, as SQuAD is published.
+    else its validation split, as SQuAD is published. A split that is not named is not opened;
+    train is always one of them.
     """
     commit = None
     splits: dict[str, Split] = {}
     if settings.dataset_name:
-        splits, commit = read_dataset(settings)
-        if "test" not in splits and "validation" in splits:
-            published = splits.pop("validation")
-            splits["test"] = Split("test", published.examples, published.source, published.skipped)
-    for name in ("train", "validation", "test"):
+        splits, commit = read_dataset(settings, names)
+    for name in names:
         path = getattr(settings, f"{name}_file")
         if path:
             splits[name] = read_file(name, path, settings.on_bad_example)
-    for name in ("train", "test"):
-        if name not in splits:
+        elif name not in splits and name != "validation":
             raise UserError(f"{name}_file: no {name} data; give --{name}_file (or --dataset_name)")
     if "validation" not in splits:
         splits["train"], splits["validation"] = hold_out(
             splits["train"], settings.validation_fraction, settings.data_seed
         )
-    limited = {
-        name: draw(split, getattr(settings, f"max_{name}_samples"), settings.data_seed)
-        for name, split in splits.items()
-    }
-    return {name: limited[name] for name in ("train", "validation", "test")}, commit
+    return {
+        name: draw(splits[name], getattr(settings, f"max_{name}_samples"), settings.data_seed)
+        for name in SPLITS
+        if name in names
+    }, commit
 
 
 def leaked_contexts(splits: dict[str, Split]) -> int:

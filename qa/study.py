@@ -43,7 +43,7 @@ class Settings:
     method: str = setting("lora", "what trains", choices=(*METHODS, *ALIASES))
     hyperparameters: dict = setting({}, "the method's own settings: --set r=16 lora_alpha=32")
 
-    model_name_or_path: str | None = setting(None, "hub id, folder, or short name (minilm-l6)")
+    model_name_or_path: str | None = setting(None, "hub id, folder, embedded or minilm-l6")
     model_revision: str | None = setting(None, "commit, tag or branch of a hub model")
     dataset_name: str | None = setting(None, "hub id, folder saved by `datasets`, or embedded")
     dataset_revision: str | None = setting(None, "commit, tag or branch of a hub data set")
@@ -121,6 +121,10 @@ class Settings:
     overwrite: bool = setting(False, "replace a run that is there", affects_result=False)
     resume: bool = setting(False, "go on from the last checkpoint", affects_result=False)
 
+    def study_dir(self) -> Path:
+        """Where the study's results and its search stand."""
+        return Path(self.output_dir) if self.output_dir else STUDIES / self.study
+
     def run_dir(self) -> Path:
         base = Path(self.output_dir) if self.output_dir else STUDIES / self.study / "runs"
         return base / (self.run_name or self.method) / f"seed-{self.seed}"
@@ -129,6 +133,7 @@ class Settings:
 FIELDS = {f.name: f for f in fields(Settings)}
 TYPES = typing.get_type_hints(Settings)
 NOT_IN_STUDY = {"study", "method", "hyperparameters", "resume", "overwrite"}
+NOT_SETTINGS = {"methods", "description", "search"}  # what else a study.yaml holds
 
 
 def suggest(name: str, valid: Sequence[str]) -> str:
@@ -238,7 +243,7 @@ def _study_layers(study: str, method: str) -> list[Layer]:
     content = read_study(study)
     block = content["methods"].get(method) or {}
     where = f"studies/{study}/study.yaml"
-    general = {k: v for k, v in content.items() if k not in ("methods", "description")}
+    general = {k: v for k, v in content.items() if k not in NOT_SETTINGS}
     valid = [name for name in FIELDS if name not in NOT_IN_STUDY]
     layers = []
     for origin, entries in ((where, general), (f"{where}, {method}", block)):

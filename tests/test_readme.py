@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import train
+import tune
 from qa.methods import METHODS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -23,6 +24,11 @@ def test_training_commands_parse():
     for flags in commands("train.py"):
         settings, _ = train.parse(flags)
         assert settings.method in METHODS
+
+
+def test_searching_commands_parse():
+    plans = [tune.parse(flags) for flags in commands("tune.py")]
+    assert {len(plan.tasks) for plan in plans} == {2, 3} and {p.workers for p in plans} == {1, 2}
 
 
 def test_every_method_stands_in_the_table():

@@ -9,10 +9,10 @@ QA = Path(__file__).parent.parent / "qa"
 # Each file may import those before it: examples → windows → … → what a person sees.
 ORDER = ["__init__", "methods", "study", "squad", "windows", "spans", "metrics"]
 ORDER += ["kernels", "model"]
-ORDER += ["checkpoint", "loop", "runs", "report"]
+ORDER += ["checkpoint", "loop", "search", "runs", "report"]
 ONLY = {
     "rich": {"report"},
-    "optuna": set(),
+    "optuna": {"search"},
     "peft": {"methods", "kernels", "model", "runs"},
     "argparse": {"study"},
 }

@@ -120,9 +120,13 @@ def test_precision_chosen_at_launch_is_kept(monkeypatch):
 
 
 def test_help_names_every_setting_and_loads_nothing_heavy():
-    code = "import sys, train\ntry: train.parse(['--help'])\nexcept SystemExit: pass\n"
-    code += "print('HEAVY', [m for m in ('torch', 'transformers', 'peft', 'numpy') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "HEAVY []" in done.stdout
-    for name in study.FIELDS:
-        assert f"--{'set' if name == 'hyperparameters' else name}" in done.stdout
+    heavy = ("torch", "transformers", "peft", "optuna", "numpy")
+    for program, left_out in (("train", ()), ("tune", ("seed", "run_name", "resume"))):
+        code = f"import sys, {program}, qa.report\ntry: {program}.parse(['--help'])\n"
+        code += "except SystemExit: pass\n"
+        code += f"print('HEAVY', [m for m in {heavy} if m in sys.modules])"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "HEAVY []" in done.stdout, done.stderr
+        for name in study.FIELDS:
+            flag = f"--{'set' if name == 'hyperparameters' else name} "
+            assert (flag in done.stdout) == (name not in left_out)

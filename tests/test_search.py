@@ -1,0 +1,273 @@
+"""The search engine: its draws, its budget, what it refuses. The work is a function of its own."""
+
+import threading
+import time
+from dataclasses import replace
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from qa import UserError, search
+from qa.methods import METHODS, Range, get_method
+from qa.study import FIELDS, check_field, check_hyperparameter
+from tests.conftest import small_settings
+
+SPACE = {"learning_rate": Range(1e-4, 1e-1, log=True), "r": (2, 4, 8)}
+BUDGET = search.Budget()
+LORA = small_settings(method="lora", hyperparameters={"r": 8, "lora_alpha": 16}, learning_rate=1e-3)
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return search.open_storage(search.storage_url(None, tmp_path))
+
+
+def open_study(storage, settings=LORA, space=SPACE, budget=BUDGET, data="d"):
+    return search.open_study(storage, settings, space, budget, {"train": data})
+
+
+def value(parameters, report=None):
+    return 100 * parameters["learning_rate"] + parameters["r"]
+
+
+def test_the_rows_spaces_hold_their_defaults():
+    for row in METHODS.values():
+        for name, values in row.space.items():
+            for given in (values.low, values.high) if isinstance(values, Range) else values:
+                if name in row.params:
+                    check_hyperparameter(row.name, name, given, "row")
+                else:
+                    assert name in search.TUNABLE and name in FIELDS
+                    check_field(name, given, "row")
+        settings = small_settings(
+            method=row.name,
+            hyperparameters={name: param.default for name, param in row.params.items()},
+            learning_rate=row.learning_rate,
+        )
+        assert search.defaults(settings, row.space).keys() == row.space.keys()
+
+
+def test_a_search_begins_with_the_settings_as_they_stand_and_keeps_the_best(storage):
+    budget = search.Budget(n_trials=6)
+    study = open_study(storage)
+    search.run(study, SPACE, budget, 42, value)
+    found = search.outcome(storage, LORA, budget)
+    assert found["trials"][0]["params"] == {"learning_rate": 1e-3, "r": 8}
+    assert found["default_value"] == pytest.approx(8.1)
+    assert found["n_trials"] == found["complete"] == 6
+    assert found["best_value"] == max(row["value"] for row in found["trials"])
+    best = search.apply(LORA, found["best_params"])
+    assert best.learning_rate == found["best_params"]["learning_rate"]
+    assert best.hyperparameters == {"r": found["best_params"]["r"], "lora_alpha": 16}
+    assert set(found["importances"]) == {"learning_rate", "r"}
+
+
+def test_a_resumed_search_draws_what_an_uninterrupted_one_does(tmp_path):
+    drawn = []
+    for name, parts in (("whole", [9]), ("parts", [2, 3, 7, 9])):
+        storage = search.open_storage(search.storage_url(None, tmp_path / name))
+        study = open_study(storage)
+        for n_trials in parts:  # each with a sampler of its own, as in a new process
+            search.run(study, SPACE, search.Budget(n_trials=n_trials), 42, value)
+        drawn.append([row["params"] for row in search.describe(storage, LORA)])
+    assert drawn[0] == drawn[1]
+    assert len({str(params) for params in drawn[0]}) == 9
+    other = search.open_storage(search.storage_url(None, tmp_path / "other"))
+    study = open_study(other)
+    search.run(study, SPACE, search.Budget(n_trials=9), 43, value)
+    assert [row["params"] for row in search.describe(other, LORA)][1:] != drawn[0][1:]
+
+
+def test_workers_at_once_use_the_budget_exactly(tmp_path):
+    url, budget = search.storage_url(None, tmp_path), search.Budget(n_trials=10)
+    open_study(search.open_storage(url))
+    barrier = threading.Barrier(4)
+
+    def worker():
+        study = open_study(search.open_storage(url))
+        barrier.wait()
+        search.run(study, SPACE, budget, 42, value)
+
+    threads = [threading.Thread(target=worker) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rows = search.describe(search.open_storage(url), LORA)
+    complete = [row for row in rows if row["state"] == "complete"]
+    assert len(complete) == 10 and not any(row["state"] in ("running", "waiting") for row in rows)
+    assert len({str(row["params"]) for row in complete}) == 10
+
+
+def test_the_last_trial_is_not_taken_twice(tmp_path):
+    """Another worker takes it between this one's look at the database and its own trial."""
+    url, budget = search.storage_url(None, tmp_path), search.Budget(n_trials=1)
+    study, other = (open_study(search.open_storage(url)) for _ in range(2))
+    optimize = study.optimize
+
+    def late(*args, **kwargs):
+        search.run(other, SPACE, budget, 42, value)
+        optimize(*args, **kwargs)
+
+    study.optimize = late
+    search.run(study, SPACE, budget, 42, value)
+    assert search.outcome(search.open_storage(url), LORA, budget)["complete"] == 1
+
+
+def test_no_two_workers_take_the_same_waiting_trial(tmp_path):
+    url = search.storage_url(None, tmp_path)
+    study = open_study(search.open_storage(url))
+    for number in range(39):
+        study.enqueue_trial({"learning_rate": (number + 1) / 1000})
+    taken, barrier = [], threading.Barrier(4)
+
+    def worker():
+        mine = open_study(search.open_storage(url))
+        barrier.wait()
+        taken.extend(mine._pop_waiting_trial_id() for _ in range(10))
+
+    threads = [threading.Thread(target=worker) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(taken)) == len(taken) == 40
+
+
+def test_bad_trials_are_pruned(storage):
+    seen = []
+
+    def work(parameters, report):
+        poor = len(seen) >= 4
+        seen.append(0)
+        for step in range(5):
+            seen[-1] += 1
+            if report(step, -1.0 if poor else 10.0 + step):
+                raise search.Pruned
+        return 14.0
+
+    budget = search.Budget(n_trials=6)
+    search.run(open_study(storage), SPACE, budget, 42, work)
+    assert seen == [5, 5, 5, 5, 1, 1]
+    found = search.outcome(storage, LORA, budget)
+    assert (found["complete"], found["pruned"]) == (4, 2)
+    other = open_study(storage, replace(LORA, study="other"))
+    seen.clear()
+    search.run(other, SPACE, search.Budget(n_trials=6, pruner="none"), 42, work)
+    assert seen == [5] * 6
+
+
+def test_a_trial_that_diverges_fails_with_its_reason_and_the_search_goes_on(storage):
+    def work(parameters, report):
+        if parameters["r"] == 8:
+            raise UserError("diverged: loss inf at update 3")
+        return value(parameters)
+
+    budget = search.Budget(n_trials=8)
+    search.run(open_study(storage), SPACE, budget, 42, work)
+    found = search.outcome(storage, LORA, budget)
+    assert found["complete"] + found["fail"] == 8 and found["fail"] >= 1
+    for row in found["trials"]:
+        assert (row["reason"] == "diverged: loss inf at update 3") == (row["params"]["r"] == 8)
+    always = {"r": (8,)}
+    settings = small_settings(hyperparameters={"r": 8}, study="always")
+    search.run(open_study(storage, settings, always), always, budget, 42, work)
+    with pytest.raises(UserError, match=r"no trial of lora came to its end \(diverged"):
+        search.outcome(storage, settings, budget)
+
+
+def test_an_interrupted_trial_is_run_again(storage):
+    tried = []
+
+    def work(parameters, report):
+        tried.append(parameters)
+        if len(tried) == 3:
+            raise KeyboardInterrupt
+        return value(parameters)
+
+    study, budget = open_study(storage), search.Budget(n_trials=5)
+    with pytest.raises(KeyboardInterrupt):
+        search.run(study, SPACE, budget, 42, work)
+    search.run(study, SPACE, budget, 42, work)
+    assert tried[3] == tried[2]
+    assert search.outcome(storage, LORA, budget)["complete"] == 5
+
+
+def test_a_silent_trial_is_taken_over(storage, monkeypatch):
+    """As after kill -9: a running trial without signs of life."""
+    study, budget = open_study(storage), search.Budget(n_trials=3)
+    study.sampler = search._sampler(42)
+    lost = study.ask()
+    parameters = search._draw(lost, SPACE)
+    storage.record_heartbeat(lost._trial_id)
+    monkeypatch.setattr(storage, "grace_period", 1)
+    search.run(study, SPACE, budget, 42, value)
+    states = [trial.state for trial in study.trials]
+    assert states.count(TrialState.COMPLETE) == 3 and TrialState.RUNNING not in states
+    assert states[0] == TrialState.FAIL
+    assert parameters in [t.params for t in study.trials if t.state == TrialState.COMPLETE]
+
+
+def test_the_time_budget(storage):
+    budget = search.Budget(n_trials=1000, timeout=0.5)
+    study = open_study(storage)
+    search.run(study, SPACE, budget, 42, lambda parameters, report: time.sleep(0.1) or 1.0)
+    seconds = [trial.duration.total_seconds() for trial in study.trials]
+    assert sum(seconds[:-1]) < 0.5 <= sum(seconds)
+
+
+def test_another_search_is_not_mixed_with_the_one_that_is_there(storage):
+    search.run(open_study(storage), SPACE, search.Budget(n_trials=2), 42, value)
+    other_space = {**SPACE, "r": (2, 4)}
+    for changed, message in (
+        ({"space": other_space}, "another space of r"),
+        ({"data": "e"}, r"another train \(there d, now e\)"),
+        ({"budget": search.Budget(metric="eval_loss")}, "another metric"),
+        ({"settings": replace(LORA, num_train_epochs=7)}, "another num_train_epochs"),
+        ({"settings": replace(LORA, hyperparameters={"r": 8, "lora_alpha": 1})}, "hyperparameters"),
+    ):
+        with pytest.raises(UserError, match=f"{message}.*--fresh deletes it"):
+            open_study(storage, **changed)
+    # What does not change the question: where the data lies, the value that is searched, threads.
+    same = replace(LORA, learning_rate=5e-3, num_threads=1, train_file="elsewhere.json")
+    same = open_study(storage, same)
+    assert len(same.trials) == 2
+    search.delete_study(storage, LORA)
+    assert len(open_study(storage, space=other_space).trials) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": [1]}, r"unknown name 'rank'.*it has: r, lora_alpha, .*learning_rate"),
+        ({"max_seq_length": [64]}, "unknown name 'max_seq_length'"),
+        ({"r": 8}, "give a list of choices"),
+        ({"r": []}, "give a list of choices"),
+        ({"r": [0]}, "must be at least 1"),
+        ({"r": {"low": 8, "high": 2}}, "low must be below high"),
+        ({"learning_rate": {"low": 1e-4, "hi": 1}}, "give a list of choices, or {low"),
+        ({"learning_rate": {"low": "x", "high": 1}}, "is not a number"),
+        ({"weight_decay": {"low": 0, "high": 1, "log": True}}, "above 0 with log"),
+        ({"target_modules": {"low": "a", "high": "b"}}, "low must be below high"),
+        ([], "must be a mapping"),
+    ],
+)
+def test_bad_spaces(changes, message):
+    with pytest.raises(UserError, match=message):
+        search.space_of(get_method("lora"), changes, {})
+
+
+def test_a_studys_space_and_flags():
+    changes = {"r": [4, 16], "lora_alpha": None, "lora_dropout": {"low": 0, "high": 0.3}}
+    space = search.space_of(get_method("lora"), changes, {"learning_rate": "flag"})
+    assert space == {"r": (4, 16), "lora_dropout": Range(0.0, 0.3)}
+
+
+def test_bad_storage():
+    with pytest.raises(UserError, match=r"storage: no-such-kind.*cannot be opened"):
+        search.open_storage("no-such-kind://x")
+    with pytest.raises(UserError, match="storage: nowhere/db cannot be opened") as caught:
+        search.open_storage("postgresql://me:secret@nowhere/db")
+    assert "secret" not in str(caught.value)
+    assert optuna.logging.get_verbosity() == optuna.logging.ERROR

@@ -1,0 +1,288 @@
+"""tune.py as a user runs it: searches, kills, several workers, several processes, PostgreSQL."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import tune
+from qa import search
+from qa.report import run_command
+from tests.conftest import command_flags, write_toy_files
+from tests.test_commands import BIN, finish, start
+
+
+@pytest.fixture
+def command(encoder, toy_files, tmp_path, monkeypatch, capsys):
+    """Run tune.py (or another command) in this process on the toy data: status, output, errors."""
+
+    def run(*flags, main=tune.main, status=0, **files):
+        made = command_flags(encoder, {**toy_files, **files}, tmp_path / "out")
+        monkeypatch.setattr("sys.argv", ["a.py", *made, *map(str, flags)])
+        with pytest.raises(SystemExit) as stopped:
+            run_command(main)
+        captured = capsys.readouterr()
+        assert stopped.value.code == status, captured.err
+        return captured.out if status == 0 else captured.err
+
+    run.output = tmp_path / "out"
+    return run
+
+
+def results(output):
+    runs = json.loads((output / "results.json").read_text())["runs"]
+    return {(run["run_name"], run["seed"]): run for run in runs}
+
+
+def states(output):
+    """How many trials of each state the sqlite file holds."""
+    with sqlite3.connect(output / "search.db") as base:
+        return Counter(row[0] for row in base.execute("select state from trials"))
+
+
+def test_without_a_search_all_methods_and_seeds_are_trained_once(command):
+    out = command("--n_trials", 0, "--seeds", 1, 2, "--method", "pretrained", "prompt", "head")
+    found = results(command.output)
+    names = ("pretrained", "prompt_tuning", "head")
+    assert set(found) == {(name, seed) for name in names for seed in (1, 2)}
+    assert all(run["search"] is None for run in found.values())
+    assert found["head", 1]["eval_loss"] != found["head", 2]["eval_loss"]
+    assert not (command.output / "search.db").exists() and "┃ search" not in out
+    again = command("--n_trials", 0, "--seeds", 1, 2, "--method", "pretrained", "prompt", "head")
+    assert again.count("is finished already") == 6
+    assert results(command.output) == found
+
+
+def test_a_search_finds_trains_and_replays_the_best(command):
+    flags = ("--n_trials", 3, "--seeds", 5, 6, "--method", "lora")
+    out = command(*flags)
+    found = results(command.output)
+    assert set(found) == {("lora-tuned", 5), ("lora-tuned", 6)}
+    run = found["lora-tuned", 5]
+    assert run["search"]["n_trials"] == 3 and run["search"]["seconds"] > 0
+    assert run["search"]["best_value"] >= run["search"]["default_value"]
+    # the best trial's value is what the final run of the same seed reached
+    assert run["best_evaluation"]["eval_f1"] == run["search"]["best_value"]
+    config = command.output / "lora-tuned/seed-5/config.json"
+    saved = json.loads(config.read_text())
+    assert saved["origins"]["r"] == saved["origins"]["learning_rate"] == "search"
+    assert saved["settings"]["hyperparameters"]["r"] == run["search"]["best_params"]["r"]
+    line = f"python train.py --config {config} --run_name lora-tuned-again"
+    assert line in out and "lora: best eval_f1" in out
+    finish(start(*line.split()[2:]))
+    files = [
+        (command.output / name / "seed-5/adapter_model.safetensors").read_bytes()
+        for name in ("lora-tuned", "lora-tuned-again")
+    ]
+    assert files[0] == files[1]
+    # more trials: the search goes on, and a new best takes the place of the old one's runs
+    shutil.rmtree(command.output / "lora-tuned-again")
+    command("--n_trials", 4, *flags[2:])
+    assert results(command.output)["lora-tuned", 5]["search"]["n_trials"] in (3, 4)
+    assert states(command.output) == {"COMPLETE": 4}
+
+
+def test_the_test_split_stays_shut_while_searching(command, tmp_path):
+    line = command("--n_trials", 2, "--method", "head", status=2, test_file=tmp_path / "none.json")
+    assert "none.json: cannot be read" in line
+    assert states(command.output) == {"COMPLETE": 2}
+
+
+def test_another_search_is_refused_and_can_be_deleted(command):
+    flags = ("--n_trials", 1, "--method", "head", "--seeds", 42)
+    command(*flags)
+    line = command(*flags, "--num_train_epochs", 1, status=2)
+    assert "another num_train_epochs (there 2, now 1); --fresh deletes it" in line
+    command(*flags, "--num_train_epochs", 1, "--fresh")
+    assert states(command.output) == {"COMPLETE": 1}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--n_trials -1", "n_trials: '-1' must be at least 0"),
+        ("--timeout 0", "timeout: '0' must be above 0"),
+        ("--metric f1", "metric: 'f1' is not one of eval_f1, eval_loss"),
+        ("--pruner hyperband", "pruner: 'hyperband' is not one of median, none"),
+        ("--workers 0", "workers: '0' must be at least 1"),
+        ("--method lora nonsense", "method: 'nonsense' is unknown"),
+        ("--seed 3", "unknown option --seed (did you mean --seeds?)"),
+        ("--set r=4 --method lora head", "not a hyperparameter of head"),
+        ("--storage nonsense", "storage: nonsense cannot be opened"),
+    ],
+)
+def test_bad_flags(command, flags, message):
+    line = command(*flags.split(), status=2)
+    assert message in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("search: 5", "must be a mapping"),
+        ("search: {trials: 5}", "unknown 'trials' (did you mean n_trials?); it has: n_trials"),
+        ("search: {n_trials: many}", "'many' is not a whole number"),
+        ("search: {space: {lora: {rank: [1]}}}", "unknown name 'rank'"),
+        ("search: {space: {lorra: {}}}", "method: 'lorra' is unknown"),
+    ],
+)
+def test_bad_search_blocks(command, tmp_path, monkeypatch, block, message):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/study.yaml").write_text(f"{block}\nmethods: {{lora: }}\n")
+    monkeypatch.setattr("qa.study.STUDIES", tmp_path)
+    assert message in command("--study", "mine", status=2)
+
+
+def test_a_studys_search_block(command, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/study.yaml").write_text(
+        "methods: {lora: }\nsearch: {n_trials: 2, space: {lora: {r: [2], lora_alpha: null}}}\n"
+    )
+    monkeypatch.setattr("qa.study.STUDIES", tmp_path)
+    command("--study", "mine")
+    search_found = results(command.output)["lora-tuned", 42]["search"]
+    assert search_found["n_trials"] == 2 and search_found["best_params"]["r"] == 2
+    assert set(search_found["best_params"]) == {"r", "learning_rate"}
+
+
+@pytest.fixture(scope="module")
+def longer(encoder, tmp_path_factory):
+    """Flags of a search whose trials take a second or two."""
+    files = write_toy_files(tmp_path_factory.mktemp("longer"), train=200, validation=20, test=20)
+
+    def flags(output, *more):
+        made = command_flags(encoder, files, output)
+        flags = ["--method", "lora", "--num_train_epochs", "4", "--early_stopping_patience", "0"]
+        return [*made, *flags, "--seeds", "42", *map(str, more)]
+
+    return flags
+
+
+def kill(process):
+    """-9 to the command and, at the same moment, to all its workers."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in [process.pid, *map(int, children)]:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_killed_five_times_a_search_of_two_workers_loses_nothing(longer, tmp_path):
+    chance = random.Random(0)
+    flags = longer(tmp_path, "--n_trials", 7, "--workers", 2)
+    kills = 0
+    while kills < 5:
+        process = start(*flags, command=(sys.executable, "tune.py"))
+        before = sum(states(tmp_path).values()) if (tmp_path / "search.db").exists() else 0
+        while process.poll() is None and sum(_trials(tmp_path)) <= before:
+            time.sleep(0.05)
+        time.sleep(2 * chance.random())
+        assert process.poll() is None, process.communicate()
+        kill(process)
+        kills += 1
+    finish(start(*flags, command=(sys.executable, "tune.py")))
+    found = states(tmp_path)
+    assert found["COMPLETE"] + found["PRUNED"] == 7
+    assert found["RUNNING"] == found["WAITING"] == 0
+    storage = search.open_storage(search.storage_url(None, tmp_path))
+    settings = tune.parse(flags).tasks[0].settings
+    rows = search.describe(storage, settings)
+    ended = [str(row["params"]) for row in rows if row["state"] in ("complete", "pruned")]
+    assert len(set(ended)) == 7, "none twice"
+    begun = {str(row["params"]) for row in rows if len(row["params"]) == 3}
+    assert begun == set(ended), "what was killed was run again"
+
+
+def _trials(output):
+    try:
+        return states(output).values()
+    except sqlite3.OperationalError:  # not made yet
+        return []
+
+
+@contextmanager
+def postgresql(folder):
+    """A PostgreSQL server of its own on a socket and a loopback port."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    as_user = []
+    if os.getuid() == 0:  # the server refuses to run as root
+        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        shutil.chown(folder, "postgres")
+    data = folder / "data"
+
+    def call(program, *arguments):
+        subprocess.run(
+            [*as_user, programs[-1] / program, *arguments], cwd="/", check=True, timeout=60,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    call("initdb", "-D", data, "-U", "me", "-A", "trust")
+    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} -c fsync=off"
+    call("pg_ctl", "-D", data, "-o", options, "-l", folder / "log", "-w", "start")
+    try:
+        call("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "me", "search")
+        yield f"postgresql+psycopg://me@127.0.0.1:{port}/search"
+    finally:
+        call("pg_ctl", "-D", data, "-m", "immediate", "stop")
+
+
+def test_two_workers_share_a_search_on_postgresql(longer, tmp_path):
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="pg") as name, postgresql(Path(name)) as url:
+        flags = longer(tmp_path, "--n_trials", 6, "--workers", 2, "--storage", url)
+        finish(start(*flags, command=(sys.executable, "tune.py")))
+        rows = search.describe(search.open_storage(url), tune.parse(flags).tasks[0].settings)
+    ended = [row for row in rows if row["state"] in ("complete", "pruned")]
+    assert len(ended) == len(rows) == 6 and len({str(row["params"]) for row in rows}) == 6
+    assert results(tmp_path)["lora-tuned", 42]["search"]["n_trials"] == 6
+
+
+def test_ctrl_c_gives_the_trials_back(longer, tmp_path):
+    flags = longer(tmp_path, "--n_trials", 3, "--workers", 2)
+    process = start(*flags, command=(sys.executable, "tune.py"))
+    while "RUNNING" not in (_states(tmp_path)) and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = finish(process, status=130)
+    assert "stopped; the same command goes on from here" in err and "Traceback" not in err
+    found = states(tmp_path)
+    assert found["RUNNING"] == 0 and found["WAITING"] == found["FAIL"] > 0
+    finish(start(*flags, command=(sys.executable, "tune.py")))
+    found = states(tmp_path)
+    assert found["COMPLETE"] + found["PRUNED"] == 3 and not found["RUNNING"] + found["WAITING"]
+
+
+def _states(output):
+    try:
+        return states(output)
+    except sqlite3.OperationalError:
+        return Counter()
+
+
+def test_two_processes_take_the_same_trials_and_prune_together(longer, tmp_path):
+    launcher = (str(BIN / "torchrun"), "--nproc_per_node", "2", "tune.py")
+    flags = longer(tmp_path, "--n_trials", 5)
+    finish(start(*flags, command=launcher, ACCELERATE_USE_CPU="true"))
+    found = states(tmp_path)
+    assert found["COMPLETE"] + found["PRUNED"] == 5 and found["PRUNED"] >= 1
+    run = results(tmp_path)["lora-tuned", 42]
+    assert run["environment"]["num_processes"] == 2
+    assert run["best_evaluation"]["eval_f1"] == run["search"]["best_value"]

@@ -1,0 +1,368 @@
+"""Search each method's settings, train the best for every seed, compare.
+
+    python tune.py                        the embedded study
+    python tune.py --n_trials 0           no search: all methods of the study, all its seeds
+    python tune.py --study squad --method lora prompt_tuning --n_trials 20 --workers 2
+
+Stopped at any moment, the same command goes on. See --help for every setting.
+"""
+
+import copy
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from qa import Interrupted, UserError, search, study
+from qa.methods import get_method
+
+# What data, windows and encoder are made from.
+PREPARED_FROM = (*study.DATA_FIELDS, "dataset_revision", "validation_fraction", "data_seed",
+                 "max_train_samples", "max_validation_samples", "on_bad_example", "max_seq_length",
+                 "doc_stride", "model_name_or_path", "model_revision", "encoder_dropout", "seed",
+                 "cache_dir")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """One method: its settings, and what a search varies of them (nothing: no search)."""
+
+    settings: study.Settings
+    origins: Mapping[str, str]
+    space: search.Space
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command line asks for."""
+
+    tasks: list[Task]
+    budget: search.Budget
+    storage: str
+    workers: int
+    fresh: bool
+
+
+def parse(argv: list[str]) -> Plan:
+    """The command line → a plan, checked before any data is read. Raises UserError."""
+    parser = study.Parser(prog="tune.py", description=__doc__.split("\n")[0], allow_abbrev=False)
+
+    def option(name: str, metavar: str | None, help: str, **more: Any) -> None:
+        parser.add_argument(f"--{name}", metavar=metavar, help=help, **more)
+
+    option("method", "METHOD", "methods to compare [the study's]", nargs="+", dest="methods")
+    for name, f in search.BUDGET.items():
+        choices = f.metadata.get("choices")
+        metavar = "|".join(choices) if choices else "N"
+        option(name, metavar, f"{f.metadata['help']} [{f.default}]")
+    option("storage", "URL", "database of the search [search.db in the study's folder]")
+    option("workers", "N", "processes of one thread each that share the work [1]", default="1")
+    parser.add_argument("--fresh", action="store_true", help="delete the search that is there")
+    left_out = ("method", "seed", "run_name", "resume")
+    study.add_settings(parser, [name for name in study.FIELDS if name not in left_out])
+    arguments = parser.parse_args(argv)
+
+    flags = study.flags_layer(arguments)
+    name = flags.values.get("study", study.FIELDS["study"].default)
+    listed = arguments.methods or list(study.read_study(name)["methods"])
+    if not listed:
+        raise UserError(f"studies/{name}/study.yaml: lists no methods; give --method")
+    given = {key: value for key in search.BUDGET if (value := getattr(arguments, key)) is not None}
+    budget, changes = search.resolve(name, given)
+    tasks = []
+    for method in dict.fromkeys(get_method(method).name for method in listed):
+        layer = replace(flags, values={**flags.values, "method": method})
+        settings, origins = study.resolve(layer)
+        settings = replace(settings, seed=settings.seeds[0], resume=True)
+        space = search.space_of(get_method(method), changes.get(method, {}), origins)
+        tasks.append(Task(settings, origins, space if budget.n_trials else {}))
+    limits = {"at_least": 1, "at_most": 512}
+    workers = study.check_value("workers", arguments.workers, int, limits, "flag")
+    if workers > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("workers: the launcher started several processes already; leave it at 1")
+    storage = search.storage_url(arguments.storage, tasks[0].settings.study_dir())
+    return Plan(tasks, budget, storage, workers, arguments.fresh)
+
+
+class Worker:
+    """Runs trials and final runs; data and encoder of the trials are prepared once."""
+
+    def __init__(self, plan: Plan, num_threads: int | None = None):
+        import train
+
+        settings = plan.tasks[0].settings
+        settings = replace(settings, num_threads=settings.num_threads or num_threads)
+        self.train, self.plan = train, plan
+        self.accelerator, self.num_threads = train.start(settings)
+        self.prepared: tuple[tuple, Any] | None = None
+
+    def prepare(self, settings: study.Settings) -> Any:
+        """Encoder, train and validation split with windows; the test split stays shut."""
+        key = tuple(getattr(settings, name) for name in PREPARED_FROM)
+        if self.prepared is None or self.prepared[0] != key:
+            made = self.train.prepare(settings, self.accelerator, ("train", "validation"))
+            self.prepared = key, made
+        return self.prepared[1]
+
+    def search(self, task: Task, on_change: Callable[[], None] = lambda: None) -> None:
+        """Take part in the method's search until its budget is used."""
+        from accelerate.utils import broadcast_object_list
+
+        from qa.checkpoint import stop_signals
+
+        prepared = self.prepare(task.settings)
+        if not self.accelerator.is_main_process:  # one process asks what to try, all of them work
+            with stop_signals() as stop:
+                while message := broadcast_object_list([None])[0]:
+                    with suppress(search.Pruned, UserError):
+                        parameters = message["parameters"]
+                        self.trial(task, prepared, parameters, lambda step, value: False, stop)
+            return
+
+        fingerprints = {"model": prepared.base.fingerprint}
+        fingerprints |= {name: split.fingerprint for name, split in prepared.splits.items()}
+        storage, budget = search.open_storage(self.plan.storage), self.plan.budget
+        opened = search.open_study(storage, task.settings, task.space, budget, fingerprints)
+        with stop_signals() as stop:
+
+            def work(parameters: dict[str, Any], report: Callable[[int, float], bool]) -> float:
+                broadcast_object_list([{"parameters": parameters}])
+                return self.trial(task, prepared, parameters, report, stop)
+
+            search.run(opened, task.space, budget, task.settings.seed, work, on_change, stop)
+        broadcast_object_list([None])
+
+    def trial(
+        self,
+        task: Task,
+        prepared: Any,
+        parameters: dict[str, Any],
+        report: Callable[[int, float], bool],
+        stop: Callable[[], int],
+    ) -> float:
+        """Train with these parameters; the metric at the weights that a run would keep."""
+        from accelerate.utils import broadcast_object_list
+
+        from qa import loop
+
+        settings = search.apply(task.settings, parameters)
+        metric = self.plan.budget.metric
+        base = replace(prepared.base, model=copy.deepcopy(prepared.base.model))
+        model = self.train.make_model(settings, base, self.accelerator.device)
+
+        def on_evaluation(progress: loop.Progress) -> None:
+            prune = report(progress.step, progress.history[-1][metric])
+            if broadcast_object_list([prune])[0] and not progress.finished:
+                raise search.Pruned
+
+        try:
+            progress = loop.fit(
+                self.accelerator,
+                model,
+                prepared.windows["train"],
+                settings,
+                lambda: self.train.validate(settings, self.accelerator, model, prepared),
+                on_evaluation=on_evaluation,
+                stop=stop,
+            )
+        except loop.NonFiniteLoss as error:
+            raise UserError(f"diverged: {error}") from None
+        except Interrupted as stopped:
+            raise Interrupted(stopped.signum, search.AGAIN) from None
+        finally:
+            self.accelerator.free_memory()
+        best = next(row for row in progress.history if row["step"] == progress.best_step)
+        return best[metric]
+
+    def final(self, task: Task, seed: int, found: Mapping | None, console: Any) -> dict:
+        """One run folder, scored on the test split; its results."""
+        from qa import runs
+
+        settings, origins = final_settings(task, seed, found)
+        if found and runs.is_outdated(settings):  # an earlier search's best
+            settings = replace(settings, overwrite=True)
+        try:
+            results = self.train.train(
+                settings, origins, self.accelerator, self.num_threads, console, found
+            )
+        except Interrupted as stopped:
+            raise Interrupted(stopped.signum, search.AGAIN) from None
+        finally:
+            self.accelerator.free_memory()
+        return results
+
+
+def final_settings(
+    task: Task, seed: int, found: Mapping[str, Any] | None
+) -> tuple[study.Settings, dict[str, str]]:
+    """The settings of the method's run with this seed, and their origins."""
+    settings, origins = replace(task.settings, seed=seed), dict(task.origins)
+    if found:
+        settings = search.apply(settings, found["best_params"])
+        settings = replace(settings, run_name=f"{settings.method}-tuned")
+        origins |= dict.fromkeys(found["best_params"], "search")
+    return settings, origins
+
+
+_plan: Plan  # in a process of the pool
+
+
+@cache
+def _worker() -> Worker:
+    return Worker(_plan, num_threads=1)
+
+
+def _start(plan: Plan, parent: int) -> None:
+    """Begin a process of the pool. Signals come from its parent alone, or from its absence."""
+    global _plan
+    _plan = plan
+    os.setsid()  # Ctrl-C in the terminal goes to the parent, which passes it on once
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        for _ in range(2):  # the first is noted, and the trial given back; the second ends all
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _load() -> None:
+    _worker()
+
+
+def _search(index: int) -> None:
+    _worker().search(_plan.tasks[index])
+
+
+def _final(index: int, seed: int, found: Mapping | None) -> dict:
+    from qa import report
+
+    return _worker().final(_plan.tasks[index], seed, found, report.make_console(quiet=True))
+
+
+def wait_for(futures: list[Future], tick: Callable[[], None]) -> None:
+    """Until all are done. Where one fails or a signal comes, the workers are told to stop."""
+    import multiprocessing
+
+    from qa.checkpoint import stop_signals
+
+    with stop_signals() as stop:
+        waiting = set(futures)
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.5)
+                for future in done:
+                    future.result()
+                tick()
+                if stop():
+                    raise Interrupted(stop(), search.AGAIN)
+        except BrokenProcessPool:
+            raise UserError(f"a worker was killed; {search.AGAIN}") from None
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()  # SIGTERM: a trial is given back, a run saved
+            raise
+
+
+def search_methods(plan: Plan, pool: Any, worker: Worker | None, console: Any) -> list:
+    """What each method's search found (None where there was none), shown as it goes on."""
+    from accelerate.utils import broadcast_object_list
+
+    from qa import report
+
+    outcomes: list[Mapping | None] = []
+    for index, task in enumerate(plan.tasks):
+        outcomes.append(None)
+        if not task.space:
+            continue
+        if worker and not worker.accelerator.is_main_process:
+            worker.search(task)
+            outcomes[-1] = broadcast_object_list([None])[0]
+            continue
+        storage, settings = search.open_storage(plan.storage), task.settings
+        if plan.fresh:
+            search.delete_study(storage, settings)
+        with report.SearchDisplay(
+            console,
+            settings.method,
+            plan.budget,
+            lambda storage=storage, settings=settings: search.describe(storage, settings),
+        ) as display:
+            if pool:
+                shares = [pool.submit(_search, index) for _ in range(plan.workers)]
+                wait_for(shares, display.update)
+            else:
+                worker.search(task, display.update)
+        outcomes[-1] = search.outcome(storage, settings, plan.budget)
+        if worker:
+            broadcast_object_list([outcomes[-1]])
+        report.print_outcome(console, settings.method, outcomes[-1])
+    return outcomes
+
+
+def train_all(plan: Plan, outcomes: list, pool: Any, worker: Worker | None, console: Any) -> None:
+    """The final run of every method and seed."""
+    from qa import report
+
+    runs = [
+        (index, seed, found)
+        for index, (task, found) in enumerate(zip(plan.tasks, outcomes, strict=True))
+        for seed in task.settings.seeds
+    ]
+    if not pool:
+        for index, seed, found in runs:
+            worker.final(plan.tasks[index], seed, found, console)
+        return
+    futures = {pool.submit(_final, *run): run for run in runs}
+    for future, (index, seed, found) in futures.items():
+        name = final_settings(plan.tasks[index], seed, found)[0].run_dir()
+        future.add_done_callback(lambda done, name=name: report.print_run(console, name, done))
+    console.print(f"{len(runs)} final runs, {plan.workers} at a time", markup=False)
+    wait_for(list(futures), lambda: None)
+
+
+def main() -> None:
+    plan = parse(sys.argv[1:])
+    from qa import report
+
+    pool = worker = None
+    if plan.workers > 1:
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(plan.workers, context, _start, (plan, os.getpid()))
+        for _ in range(plan.workers):  # they load their libraries while this process loads its own
+            pool.submit(_load)
+    else:
+        worker = Worker(plan)
+    main_process = pool or worker.accelerator.is_main_process
+    console = report.make_console(quiet=not main_process)
+    try:
+        outcomes = search_methods(plan, pool, worker, console)
+        train_all(plan, outcomes, pool, worker, console)
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
+    if not main_process:
+        return
+    report.compare(console, plan.tasks[0].settings)
+    for task, found in zip(plan.tasks, outcomes, strict=True):
+        if found:
+            settings, _ = final_settings(task, task.settings.seed, found)
+            report.print_replay(console, settings)
+
+
+if __name__ == "__main__":
+    from qa.report import run_command
+
+    run_command(main)
