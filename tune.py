@@ -137,7 +137,8 @@ class Worker:
                 broadcast_object_list([{"parameters": parameters}])
                 return self.trial(task, prepared, parameters, report, stop)
 
-            search.run(opened, task.space, budget, task.settings.seed, work, on_change, stop)
+            seed = task.settings.seed
+            search.run(opened, task.space, budget, seed, work, on_change, stop)
         broadcast_object_list([None])
 
     def trial(

@@ -387,6 +387,7 @@ def run(
             study.enqueue_trial(chosen)
             raise
 
+    seen: set[int] = set()
     while True:
         if stop():
             raise Interrupted(stop(), AGAIN)
@@ -394,6 +395,12 @@ def run(
         trials = study.get_trials(deepcopy=False)
         cost = sum(t.duration.total_seconds() for t in trials if t.duration)
         running = [t for t in trials if t.state == TrialState.RUNNING]
+        for t in running:
+            # A worker killed between taking a trial and its first sign of life leaves one that
+            # Optuna would never call silent: give one for it, once.
+            if t.number not in seen:
+                study._storage.record_heartbeat(t._trial_id)
+                seen.add(t.number)
         over = budget.timeout is not None and cost >= budget.timeout
         if len(used(trials)) >= budget.n_trials or (over and not running):
             break

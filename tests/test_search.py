@@ -2,6 +2,7 @@
 
 import threading
 import time
+import warnings
 from dataclasses import replace
 
 import optuna
@@ -194,13 +195,17 @@ def test_an_interrupted_trial_is_run_again(storage):
     assert search.outcome(storage, LORA, budget)["complete"] == 5
 
 
-def test_a_silent_trial_is_taken_over(storage, monkeypatch):
-    """As after kill -9: a running trial without signs of life."""
+@pytest.mark.parametrize("signs_of_life", [0, 1])
+def test_a_silent_trial_is_taken_over(storage, monkeypatch, signs_of_life):
+    """As after kill -9: a running trial whose worker is gone, perhaps before its first sign."""
     study, budget = open_study(storage), search.Budget(n_trials=3)
     study.sampler = search._sampler(42)
-    lost = study.ask()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lost = study.ask()
     parameters = search._draw(lost, SPACE)
-    storage.record_heartbeat(lost._trial_id)
+    if signs_of_life:
+        storage.record_heartbeat(lost._trial_id)
     monkeypatch.setattr(storage, "grace_period", 1)
     search.run(study, SPACE, budget, 42, value)
     states = [trial.state for trial in study.trials]
