@@ -16,7 +16,7 @@ study: setup
 	$(BIN)/python tune.py --n_trials 0 --seeds 42
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not slow' tests
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -176,6 +176,7 @@ def kill(process):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_killed_five_times_a_search_of_two_workers_loses_nothing(longer, tmp_path):
     chance = random.Random(0)
     flags = longer(tmp_path, "--n_trials", 9, "--workers", 2)
@@ -242,6 +243,7 @@ def postgresql(folder):
         call("pg_ctl", "-D", data, "-m", "immediate", "stop")
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_search_on_postgresql(longer, tmp_path):
     import tempfile
 
@@ -254,6 +256,7 @@ def test_two_workers_share_a_search_on_postgresql(longer, tmp_path):
     assert results(tmp_path)["lora-tuned", 42]["search"]["n_trials"] == 5
 
 
+@pytest.mark.slow
 def test_ctrl_c_gives_the_trials_back(longer, tmp_path):
     flags = longer(tmp_path, "--n_trials", 50, "--workers", 2)
     process = start(*flags, command=(sys.executable, "tune.py"))
@@ -273,6 +276,7 @@ def _states(output):
         return Counter()
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_same_trials_and_prune_together(longer, tmp_path):
     launcher = (str(BIN / "torchrun"), "--nproc_per_node", "2", "tune.py")
     flags = longer(tmp_path, "--n_trials", 9, "--metric", "eval_loss")
