@@ -182,7 +182,7 @@ class SearchDisplay:
 
     def status(self, rows: Sequence[Mapping[str, Any]]) -> str:
         """'5 of 8 trials, best 53.8 (trial 2), about 40 s left'"""
-        times = [row["seconds"] for row in rows if row["seconds"] is not None and _ended(row)]
+        times = [row["seconds"] for row in rows if row["counts"]]
         text = f"{len(times)} of {self.budget.n_trials} trials"
         best = self.best(rows)
         if best:
@@ -208,10 +208,6 @@ class SearchDisplay:
                 markup=False,
                 soft_wrap=True,
             )
-
-
-def _ended(row: Mapping[str, Any]) -> bool:
-    return row["state"] in ("complete", "pruned") or bool(row["reason"])
 
 
 def parameters(values: Mapping[str, Any]) -> str:

@@ -414,20 +414,26 @@ def run(
 
 
 def describe(storage: Any, settings: Settings) -> list[dict[str, Any]]:
-    """Every trial so far as plain values: number, state, params, value, seconds, reason."""
+    """Every trial so far as plain values: number, state, params, value, seconds, reason.
+
+    counts: towards the budget.
+    """
     import optuna
 
     try:
         study = optuna.load_study(study_name=study_name(settings), storage=storage)
     except KeyError:  # a worker is about to make it
         return []
+    trials = study.get_trials(deepcopy=False)
+    counted = {t.number for t in used(trials)}
     rows = []
-    for t in study.get_trials(deepcopy=False):
+    for t in trials:
         last = list(t.intermediate_values.values())[-1:]
         rows.append(
             {
                 "number": t.number,
                 "state": t.state.name.lower(),
+                "counts": t.number in counted,
                 "params": t.params,
                 "value": t.value if t.value is not None else (last or [None])[0],
                 "seconds": t.duration.total_seconds() if t.duration else None,
@@ -443,8 +449,7 @@ def outcome(storage: Any, settings: Settings, budget: Budget) -> dict[str, Any]:
 
     rows = describe(storage, settings)
     study = optuna.load_study(study_name=study_name(settings), storage=storage)
-    counted = used(study.get_trials(deepcopy=False))
-    states = [t.state.name.lower() for t in counted]
+    states = [row["state"] for row in rows if row["counts"]]
     if "complete" not in states:
         reasons = [row["reason"] for row in rows if row["reason"]] or ["none was run"]
         raise UserError(f"search: no trial of {settings.method} came to its end ({reasons[-1]})")
@@ -457,7 +462,7 @@ def outcome(storage: Any, settings: Settings, budget: Budget) -> dict[str, Any]:
             importances = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {
         "metric": budget.metric,
-        "n_trials": len(counted),
+        "n_trials": len(states),
         **{state: states.count(state) for state in ("complete", "pruned", "fail")},
         "seconds": round(sum(row["seconds"] or 0 for row in rows), 1),
         "best_trial": study.best_trial.number,
