@@ -22,6 +22,7 @@ from functools import cache
 from typing import Any
 
 from qa import Interrupted, UserError, search, study
+from qa.checkpoint import stop_signals
 from qa.methods import get_method
 
 # What data, windows and encoder are made from.
@@ -115,8 +116,6 @@ class Worker:
     def search(self, task: Task, on_change: Callable[[], None] = lambda: None) -> None:
         """Take part in the method's search until its budget is used."""
         from accelerate.utils import broadcast_object_list
-
-        from qa.checkpoint import stop_signals
 
         prepared = self.prepare(task.settings)
         if not self.accelerator.is_main_process:  # one process asks what to try, all of them work
@@ -214,6 +213,7 @@ def final_settings(
 
 
 _plan: Plan  # in a process of the pool
+_signals: Any  # what notes them, from a process's first moment to its last
 
 
 @cache
@@ -222,10 +222,15 @@ def _worker() -> Worker:
 
 
 def _start(plan: Plan, parent: int) -> None:
-    """Begin a process of the pool. Signals come from its parent alone, or from its absence."""
-    global _plan
-    _plan = plan
+    """Begin a process of the pool. Signals come from its parent alone, or from its absence.
+
+    They are noted even between tasks: a worker that died of one would break the pool, which would
+    take the others down before they had given their trials back.
+    """
+    global _plan, _signals
     os.setsid()  # Ctrl-C in the terminal goes to the parent, which passes it on once
+    _plan, _signals = plan, stop_signals()
+    _signals.__enter__()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -248,15 +253,14 @@ def _search(index: int) -> None:
 def _final(index: int, seed: int, found: Mapping | None) -> dict:
     from qa import report
 
+    with stop_signals() as stop:
+        if stop():  # this one was queued already
+            raise Interrupted(stop(), search.AGAIN)
     return _worker().final(_plan.tasks[index], seed, found, report.make_console(quiet=True))
 
 
 def wait_for(futures: list[Future], tick: Callable[[], None]) -> None:
     """Until all are done. Where one fails or a signal comes, the workers are told to stop."""
-    import multiprocessing
-
-    from qa.checkpoint import stop_signals
-
     with stop_signals() as stop:
         waiting = set(futures)
         try:
@@ -270,9 +274,16 @@ def wait_for(futures: list[Future], tick: Callable[[], None]) -> None:
         except BrokenProcessPool:
             raise UserError(f"a worker was killed; {search.AGAIN}") from None
         except BaseException:
-            for process in multiprocessing.active_children():
-                process.terminate()  # SIGTERM: a trial is given back, a run saved
+            terminate_workers()
             raise
+
+
+def terminate_workers() -> None:
+    """SIGTERM: a trial is given back, a run saved. A second one ends them at once."""
+    import multiprocessing
+
+    for process in multiprocessing.active_children():
+        process.terminate()
 
 
 def search_methods(plan: Plan, pool: Any, worker: Worker | None, console: Any) -> list:
@@ -353,7 +364,11 @@ def main() -> None:
         train_all(plan, outcomes, pool, worker, console)
     finally:
         if pool:
-            pool.shutdown(cancel_futures=True)
+            try:
+                pool.shutdown(cancel_futures=True)
+            except KeyboardInterrupt:  # Ctrl-C once more
+                terminate_workers()
+                raise
     if not main_process:
         return
     report.compare(console, plan.tasks[0].settings)

@@ -10,12 +10,13 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:  # signals must be noted before the seconds that loading torch takes
+    from torch import Tensor
 
 
 def _flush(path: Path) -> None:
@@ -34,7 +35,9 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+def save(
+    folder: Path, step: int, tensors: "Mapping[str, Tensor]", state: Mapping[str, Any]
+) -> None:
     """Make `folder/step-N` the checkpoint; one of that step, being the same, is left alone."""
     from safetensors.torch import save_file
 
@@ -59,7 +62,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
             shutil.rmtree(other, ignore_errors=True)
 
 
-def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load(folder: Path) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":
     """The newest whole checkpoint, or None."""
     from safetensors.torch import load_file
 
@@ -70,12 +73,20 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     return load_file(found[-1] / "state.safetensors"), state
 
 
+_noted: list[Callable[[], int]] = []  # of the stop_signals() that are open
+
+
 @contextmanager
 def stop_signals():
     """Within this context SIGINT and SIGTERM do not end the program: they are noted.
 
-    Yields a function that returns the signal's number, or 0. A second signal ends it at once.
+    Yields a function that returns the signal's number, or 0. A second signal does what it would
+    have done before (by default it ends the program at once). Inside another such context, that
+    one's signals are seen.
     """
+    if _noted:
+        yield _noted[-1]
+        return
     received = 0
     previous = {}
 
@@ -90,8 +101,10 @@ def stop_signals():
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             previous[number] = signal.signal(number, note)
+    _noted.append(lambda: received)
     try:
-        yield lambda: received
+        yield _noted[-1]
     finally:
+        _noted.pop()
         for number, handler in previous.items():
             signal.signal(number, handler)
