@@ -76,21 +76,36 @@ def start(settings: study.Settings) -> tuple[Any, int]:
 
 
 def prepare(
-    settings: study.Settings, accelerator: Any, names: Sequence[str] | None = None
+    settings: study.Settings,
+    accelerator: Any,
+    names: Sequence[str] | None = None,
+    others: Sequence[study.Settings] = (),
 ) -> Prepared:
-    """Load and check encoder and data (the named splits, or all); cut windows. Raises UserError."""
-    from qa.model import load_base
+    """Load and check encoder and data (the named splits, or all); cut windows. Raises UserError.
+
+    others: of more methods that are to go together with this encoder.
+    """
+    from qa.methods import get_method
+    from qa.model import check, load_base
     from qa.squad import SPLITS, load_splits
     from qa.windows import build_windows
 
     with accelerator.local_main_process_first():  # the others find a hub's files cached
-        splits, dataset_revision = load_splits(settings, names or SPLITS)
         base = load_base(
             settings.model_name_or_path,
             settings.model_revision,
             settings.seed,
             settings.encoder_dropout,
         )
+        for one in (settings, *others):
+            check(
+                base.model,
+                get_method(one.method),
+                one.hyperparameters,
+                one.max_seq_length,
+                one.train_head,
+            )
+        splits, dataset_revision = load_splits(settings, names or SPLITS)
         windows = {
             name: build_windows(
                 split,
@@ -144,10 +159,12 @@ def facts(settings: study.Settings, prepared: Prepared, model: Any) -> dict[str,
     total = prepared.base.num_parameters
     trainable = sum(p.numel() for p in model.trainable().values())
     base = prepared.base.model.config
-    head = "" if prepared.base.head_trained else "; head not trained: new, at random"
+    new = "" if prepared.base.head_trained else "; head not trained: new, at random"
+    head = f"span head {'included' if settings.train_head else 'frozen'}"
     shown = {
-        "model": f"{settings.model_name_or_path} ({base.model_type}, {total:,} parameters{head})",
-        "trains": f"{trainable:,} parameters ({trainable / total:.2%}): {model.method.summary}",
+        "model": f"{settings.model_name_or_path} ({base.model_type}, {total:,} parameters{new})",
+        "trains": f"{trainable:,} parameters ({trainable / total:.2%}, {head}): "
+        f"{model.method.summary}",
     }
     for name, split in prepared.splits.items():
         shown[name] = f"{split} → {len(prepared.windows[name]):,} windows"

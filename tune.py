@@ -109,7 +109,9 @@ class Worker:
         """Encoder, train and validation split with windows; the test split stays shut."""
         key = tuple(getattr(settings, name) for name in PREPARED_FROM)
         if self.prepared is None or self.prepared[0] != key:
-            made = self.train.prepare(settings, self.accelerator, ("train", "validation"))
+            others = [task.settings for task in self.plan.tasks]
+            splits = ("train", "validation")
+            made = self.train.prepare(settings, self.accelerator, splits, others)
             self.prepared = key, made
         return self.prepared[1]
 

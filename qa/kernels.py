@@ -102,7 +102,8 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     size = query.shape[:3].numel() * key.shape[2]
-    trains = torch.is_grad_enabled() and query.requires_grad and module.training
+    trains = torch.is_grad_enabled() and module.training
+    trains = trains and any(x.requires_grad for x in (query, key, value))
     plain = query.device.type == "cpu" and query.dtype == torch.float32 and not dropout
     if not (trains and plain) or size > CACHED_PROBABILITIES or key.shape[1] != query.shape[1]:
         return sdpa_attention_forward(

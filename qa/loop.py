@@ -124,6 +124,7 @@ def gradients(
     the global count (Accelerate would divide by the number of micro-batches, which is wrong for
     short ones), and multiplied by the processes, over which DDP averages.
     """
+    allocator = accelerator.unwrap_model(model).allocator
     mine, weights = shard(rows, accelerator.process_index, accelerator.num_processes)
     total = torch.zeros((), device=accelerator.device)
     for i in range(0, len(mine), size):
@@ -143,7 +144,10 @@ def gradients(
                 start_logits, end_logits = model(**batch)
             losses = span_losses(start_logits, end_logits, labels["start"], labels["end"])
             loss = (losses * labels["weight"]).sum()
-            accelerator.backward(loss * (accelerator.num_processes / len(rows)))
+            objective = loss * (accelerator.num_processes / len(rows))
+            if last and allocator:  # once an update, whatever its micro-batches
+                objective = objective + allocator.penalty()
+            accelerator.backward(objective)
         total += loss.detach()
     return total
 
@@ -181,7 +185,7 @@ def fit(
     evaluate_every = settings.eval_steps or steps_per_epoch
     progress, best = Progress(), {}
     if checkpoint_dir:
-        progress, best = _restore(checkpoint_dir, trainable, optimizer, accelerator)
+        progress, best = _restore(checkpoint_dir, model, optimizer, accelerator)
     last_epoch, largest = -1, math.inf  # the most windows a forward was seen to have memory for
     model.train()
 
@@ -216,9 +220,11 @@ def fit(
             raise NonFiniteLoss(f"loss {loss_sum} at update {progress.step + 1}, epoch {epoch + 1}")
         accelerator.clip_grad_norm_(trainable.values(), settings.max_grad_norm)
         optimizer.step()
+        progress.step += 1
+        if model.allocator:
+            model.allocator.after_update(progress.step, total_steps)
         optimizer.zero_grad()
 
-        progress.step += 1
         progress.loss_sum += loss_sum
         progress.windows_seen += len(rows)
         progress.train_seconds += time.perf_counter() - began
@@ -241,15 +247,17 @@ def fit(
             patience = settings.early_stopping_patience
             exhausted = bool(patience) and progress.bad_evaluations >= patience
             progress.finished = progress.step == total_steps or exhausted
-            _save(checkpoint_dir, progress, trainable, best, optimizer, accelerator)
+            _save(checkpoint_dir, progress, model, best, optimizer, accelerator)
             on_evaluation(progress)
         if asked_to_stop and not progress.finished:
-            _save(checkpoint_dir, progress, trainable, best, optimizer, accelerator)
+            _save(checkpoint_dir, progress, model, best, optimizer, accelerator)
             raise Interrupted(stop() or signal.SIGTERM)
 
     with torch.no_grad():
         for name, parameter in trainable.items():
             parameter.copy_(best[name])
+    if model.allocator:
+        model.allocator.forget_pattern()
     return progress
 
 
@@ -279,7 +287,7 @@ def _record(progress: Progress, metrics: dict, steps_per_epoch: int, rate: float
     progress.seconds_at_evaluation = progress.train_seconds
 
 
-def _save(folder, progress, trainable, best, optimizer, accelerator) -> None:
+def _save(folder, progress, model, best, optimizer, accelerator) -> None:
     if folder is None:
         return
     progress.scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
@@ -289,17 +297,24 @@ def _save(folder, progress, trainable, best, optimizer, accelerator) -> None:
             for index, state in optimizer.state_dict()["state"].items()
             for name, tensor in state.items()
         }
-        weights = {f"weights.{name}": p for name, p in trainable.items()}
+        weights = {f"weights.{name}": p for name, p in model.trainable().items()}
         weights |= {f"best.{name}": tensor for name, tensor in best.items()}
+        if model.allocator:
+            weights |= {f"allocator.{name}": t for name, t in model.allocator.state().items()}
         checkpoint.save(folder, progress.step, weights | moments, vars(progress))
     accelerator.wait_for_everyone()
 
 
-def _restore(folder, trainable, optimizer, accelerator) -> tuple[Progress, dict[str, Tensor]]:
+def _restore(folder, model, optimizer, accelerator) -> tuple[Progress, dict[str, Tensor]]:
     found = checkpoint.load(folder)
     if found is None:
         return Progress(), {}
     tensors, state = found
+    trainable = model.trainable()
+    if model.allocator:
+        learned = {key.removeprefix("allocator."): tensor for key, tensor in tensors.items()
+                   if key.startswith("allocator.")}  # fmt: skip
+        model.allocator.load_state(learned)
     with torch.no_grad():
         for name, parameter in trainable.items():
             parameter.copy_(tensors[f"weights.{name}"])

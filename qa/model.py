@@ -9,7 +9,7 @@ This file is where the silent errors of PEFT on extractive QA are handled:
 - The span head is what the architecture has outside its encoder, by whatever name; it trains and
   is saved with every method (`attach`).
 - An encoder weight missing from the checkpoint would be random: refused (`load_base`).
-- Positions are finite: window and prompt are held against them (`attach`).
+- Positions are finite: window and prompt are held against them (`check`).
 
 B batch, T tokens of the longest window, V virtual tokens, H size of the embeddings.
 """
@@ -17,6 +17,7 @@ B batch, T tokens of the longest window, V virtual tokens, H size of the embeddi
 import hashlib
 import importlib.util
 import inspect
+import math
 import os
 import warnings
 from contextlib import contextmanager
@@ -26,9 +27,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from qa import UserError, kernels
-from qa.methods import Method
+from qa.adalora import RankAllocator
+from qa.methods import Method, peft_config
 from qa.study import ROOT, expand_path
 
 
@@ -51,12 +54,14 @@ class Architecture:
     """What the methods need to know of an encoder, read off the model itself."""
 
     head: tuple[str, ...]  # modules outside the encoder: the span head
-    linear: tuple[str, ...]  # all linear layers inside it
+    linear: dict[str, tuple[int, int]]  # all linear layers inside it: inputs, outputs
     embedding_size: int  # of the word embeddings, H
+    hidden_size: int
     num_layers: int
     num_attention_heads: int
     positions: int | None  # tokens it has learned positions for; None: no table of positions
     segments: bool  # does it tell question from context by segment ids?
+    prefix: bool  # do its layers take keys and values from before the input?
 
     @classmethod
     def of(cls, model: Any) -> "Architecture":
@@ -66,11 +71,12 @@ class Architecture:
             for name, module in model.named_children()
             if name != model.base_model_prefix and any(True for _ in module.parameters())
         ]
-        linear = [
-            f"{model.base_model_prefix}.{name}"
+        linear = {
+            f"{model.base_model_prefix}.{name}": (module.in_features, module.out_features)
             for name, module in encoder.named_modules()
             if isinstance(module, nn.Linear)
-        ]
+        }
+        arguments = inspect.signature(encoder.forward).parameters
         table = next(
             (m for n, m in encoder.named_modules() if n.endswith("position_embeddings")
              and isinstance(m, nn.Embedding)), None,
@@ -78,13 +84,14 @@ class Architecture:
         reserved = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
         return cls(
             tuple(head),
-            tuple(linear),
+            linear,
             model.get_input_embeddings().embedding_dim,
+            model.config.hidden_size,
             model.config.num_hidden_layers,
             model.config.num_attention_heads,
             None if table is None else table.num_embeddings - reserved,
-            getattr(model.config, "type_vocab_size", 0) > 1
-            and "token_type_ids" in inspect.signature(encoder.forward).parameters,
+            getattr(model.config, "type_vocab_size", 0) > 1 and "token_type_ids" in arguments,
+            "past_key_values" in arguments,
         )
 
     def target_modules(self, wanted: str) -> list[str]:
@@ -216,10 +223,11 @@ class SpanModel(nn.Module):
         self.network = network
         self.architecture = architecture
         self.method = method
+        self.allocator = RankAllocator(network) if method.config == "AdaLoraConfig" else None
 
     @property
     def num_virtual_tokens(self) -> int:
-        if self.method.kind != "prompt":
+        if self.method.kind not in ("prompt", "prefix"):
             return 0
         return self.network.active_peft_config.num_virtual_tokens
 
@@ -230,23 +238,30 @@ class SpanModel(nn.Module):
         inputs = {"attention_mask": attention_mask}  # (B, T)
         if self.architecture.segments:
             inputs["token_type_ids"] = token_type_ids
+        before = 0  # tokens of the output that come before the window's own
         virtual = self.num_virtual_tokens
         if virtual:
+            inputs["attention_mask"] = pad(attention_mask, (virtual, 0), value=1)  # (B, V + T)
+        if self.method.kind == "prompt":
             qa_model = self.network.get_base_model()
             prompt = self.network.get_prompt(len(input_ids))  # (B, V, H)
             words = qa_model.get_input_embeddings()(input_ids)  # (B, T, H)
-            for name, value in inputs.items():  # (B, T) → (B, V + T): attended, first segment
-                before = value.new_full((len(value), virtual), int(name == "attention_mask"))
-                inputs[name] = torch.cat((before, value), dim=1)
+            if self.architecture.segments:  # the prompt belongs to the first segment
+                inputs["token_type_ids"] = pad(token_type_ids, (virtual, 0), value=0)
             output = qa_model(inputs_embeds=torch.cat((prompt.to(words), words), dim=1), **inputs)
+            before = virtual
+        elif self.method.kind == "prefix":
+            qa_model = self.network.get_base_model()
+            with _prefix(qa_model.base_model, self.network.get_prompt(len(input_ids))):
+                output = qa_model(input_ids=input_ids, **inputs)
         else:
             output = self.network(input_ids=input_ids, **inputs)
         # Padding never takes part in the softmax: a window's loss and answer do not depend on
         # the windows it is batched with, and merged micro-batches have the same gradient.
         padding = attention_mask == 0
         lowest = torch.finfo(torch.float32).min
-        start = output.start_logits[:, virtual:].float().masked_fill(padding, lowest)
-        end = output.end_logits[:, virtual:].float().masked_fill(padding, lowest)
+        start = output.start_logits[:, before:].float().masked_fill(padding, lowest)
+        end = output.end_logits[:, before:].float().masked_fill(padding, lowest)
         return start, end
 
     def is_head(self, name: str) -> bool:
@@ -262,20 +277,49 @@ class SpanModel(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
 
-def attach(
-    base: Base,
-    method: Method,
-    hyperparameters: dict,
-    max_seq_length: int,
-    train_head: bool = True,
-    seed: int = 0,
-) -> SpanModel:
-    """`base` under a method: exactly the declared parameters train. Changes base.model.
+@contextmanager
+def _prefix(encoder: nn.Module, cache: Any):
+    """Within this context the encoder's layers see `cache`'s keys and values before their own.
 
-    max_seq_length: tokens of a window, held against the encoder's positions. seed: of the new
-    weights. Raises UserError where method and encoder cannot go together.
+    The span models of transformers do not pass them on to their encoder, so they are added where
+    it is called.
     """
-    model = base.model
+
+    def add(module, arguments, named):
+        return arguments, {**named, "past_key_values": cache}
+
+    handle = encoder.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def _prefix_of_words(model: Any, count: int) -> Tensor:
+    """Keys and values of all layers for `count` random words: (count, layers · 2 · hidden size).
+
+    The start that Li & Liang (2021, https://arxiv.org/abs/2101.00190) found best: activations of
+    real words. Noise of PEFT's size is an order of magnitude too large.
+    """
+    from transformers import DynamicCache
+
+    words = torch.randint(model.config.vocab_size, (1, count))
+    cache, was_training = DynamicCache(), model.training
+    with _prefix(model.base_model.eval(), cache):
+        model(input_ids=words)
+    model.train(was_training)
+    both = [state for layer in cache.layers for state in (layer.keys, layer.values)]
+    return torch.cat([state[0].transpose(0, 1).flatten(1) for state in both], dim=1)
+
+
+def check(
+    model: Any, method: Method, hyperparameters: dict, max_seq_length: int, train_head: bool = True
+) -> None:
+    """Raise UserError where the method cannot go together with the encoder of this model.
+
+    max_seq_length: tokens of a window, held against the encoder's positions.
+    """
     architecture = Architecture.of(model)
     virtual = hyperparameters.get("num_virtual_tokens", 0)
     if architecture.positions is not None and virtual + max_seq_length > architecture.positions:
@@ -285,30 +329,115 @@ def attach(
             f"max_seq_length: {prompt}windows of {max_seq_length} tokens exceed the encoder's "
             f"{architecture.positions} positions; lower {keys}"
         )
+    kind = model.config.model_type
+    if method.kind == "prefix" and not architecture.prefix:
+        raise UserError(
+            f"method: {method.name} does not work with {kind}: its layers take no keys and values "
+            "from before the input; choose prompt_tuning, or another encoder"
+        )
+    if method.kind == "weights" and method.name != "head" and not _own(model, method):
+        raise UserError(f"method: {method.name} does not work with {kind}: {method.summary} is "
+                        "what it would train, and there are none")  # fmt: skip
+    if method.kind == "weights" and not train_head and not _own(model, method):
+        raise UserError(f"train_head: {method.name} trains nothing without the head; let it train")
+    if method.config:
+        method.values(architecture, hyperparameters)  # raises for what it cannot do
+    for name, param in method.params.items():
+        if param.divides:
+            targets = architecture.target_modules(hyperparameters["target_modules"])
+            common = math.gcd(*(size for target in targets for size in architecture.linear[target]))
+            if common % hyperparameters[name]:
+                valid = [str(d) for d in range(1, common + 1) if common % d == 0]
+                raise UserError(
+                    f"{name}: {hyperparameters[name]} does not divide the sizes of all target "
+                    f"layers; these do: {', '.join(valid)}"
+                )
+
+
+def _own(model: Any, method: Method) -> list[nn.Parameter]:
+    """The encoder's own parameters that train under a method of kind "weights"."""
+    return [
+        parameter
+        for module in model.base_model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if method.trains(module, name)
+    ]
+
+
+def _head_layers(model: Any, architecture: Architecture) -> list[str]:
+    """The layers of the head: PEFT cannot merge around a module that holds others."""
+    return [
+        ".".join(filter(None, (name, inner)))
+        for name in architecture.head
+        for inner, module in model.get_submodule(name).named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
+
+
+def merge(model: SpanModel) -> Any:
+    """The transformers model alone that computes what `model` does. Raises UserError.
+
+    Uses `model` up.
+    """
+    method = model.method
+    if method.kind in ("prompt", "prefix"):
+        raise UserError(
+            f"method: {method.name} cannot be merged: {method.summary} are no weights of the "
+            "encoder; keep the run's folder, which qa.answer and qa.runs.load_run take"
+        )
+    network = model.network.merge_and_unload() if method.config else model.network
+    if network.config._attn_implementation == kernels.ATTENTION:
+        network.set_attn_implementation("sdpa")
+    return network
+
+
+def attach(
+    base: Base,
+    method: Method,
+    hyperparameters: dict,
+    max_seq_length: int,
+    train_head: bool = True,
+    seed: int = 0,
+    trained: bool = False,
+) -> SpanModel:
+    """`base` under a method: exactly the declared parameters train. Changes base.model.
+
+    seed: of the new weights. trained: they will be loaded, and not trained further. Raises
+    UserError where method and encoder cannot go together (see `check`).
+    """
+    model = base.model
+    check(model, method, hyperparameters, max_seq_length, train_head)
+    architecture = Architecture.of(model)
     torch.manual_seed(seed)
     model.requires_grad_(False)
     network: nn.Module = model
-    if method.config is not None:
+    if method.config:
         from peft import PeftModel
 
-        config = method.config(architecture, hyperparameters)
-        if method.kind == "adapter" and train_head:
-            config.modules_to_save = list(architecture.head)
+        config = peft_config(method, architecture, hyperparameters)
+        if method.kind == "adapter":
+            config.modules_to_save = _head_layers(model, architecture) if train_head else None
+        else:  # a trained prompt is kept as it is, not as the network that it came from
+            config.inference_mode = trained
         # Not get_peft_model: without a task type it knows no prompt methods.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            network = PeftModel(model, config)
+            warnings.simplefilter("ignore")  # of its defaults; what matters is checked here
+            try:
+                network = PeftModel(model, config)
+            except ValueError as error:
+                reason = " ".join(str(error).split())
+                raise UserError(f"{method.name}: {reason}; see --set") from None
+    if method.kind == "prefix" and hyperparameters["prefix_init"] == "SAMPLE_VOCAB":
+        prefix = _prefix_of_words(model, hyperparameters["num_virtual_tokens"])
+        network.prompt_encoder["default"].load_prompt_embeddings(prefix)
     kernels.install(network, model)
-    span_model = SpanModel(network, architecture, method)
     if method.kind == "weights":
-        for name, parameter in model.base_model.named_parameters():
-            parameter.requires_grad_(method.trains(name))
-    if method.kind in ("weights", "prompt") and train_head:
+        for parameter in _own(model, method):
+            parameter.requires_grad_(True)
+    if method.kind not in ("none", "adapter"):
         for name in architecture.head:
-            model.get_submodule(name).requires_grad_(True)
-    if method.kind != "none" and not span_model.trainable():
-        raise UserError(f"train_head: {method.name} trains nothing without the head; let it train")
-    return span_model
+            model.get_submodule(name).requires_grad_(train_head)
+    return SpanModel(network, architecture, method)
 
 
 def num_cores() -> int:

@@ -61,15 +61,18 @@ Every setting, and where it came from, stands in `config.json`; this repeats the
 
 {loading}
 """
+ASKING = '`python -m qa.answer --run {run_dir} --question "…" --context "…"` asks it.'
+EXPORTING = "`python -m qa.export --run {run_dir} --to FOLDER` makes a plain model of it."
 LOADING = {
     "adapter": "In plain PEFT: `PeftModel.from_pretrained("
-    'AutoModelForQuestionAnswering.from_pretrained("{base}"), "{run_dir}")`.',
-    "prompt": "Plain PEFT would ignore this prompt without a word and does not load the head: "
-    '`qa.runs.load_run("{run_dir}")` does both.',
+    'AutoModelForQuestionAnswering.from_pretrained("{base}"), "{run_dir}")`. ' + EXPORTING,
+    "prompt": "Plain PEFT would ignore these virtual tokens without a word and does not load the "
+    'head: `qa.runs.load_run("{run_dir}")` does both. They cannot be merged into the weights.',
     "weights": "`model.safetensors` holds the trained tensors under their own names, to be loaded "
-    "over those of {base}.",
+    "over those of {base}. " + EXPORTING,
     "none": "Nothing was trained.",
 }
+LOADING["prefix"] = LOADING["prompt"]
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -195,12 +198,15 @@ def write_history(run_dir: Path, history: Sequence[Mapping[str, Any]]) -> None:
 def _tensors(model: SpanModel) -> dict[str, Any]:
     """What a run's weights file holds: PEFT's names for its methods, else the model's own."""
     kept = {name.removeprefix("network."): p.detach() for name, p in model.trainable().items()}
-    if model.method.kind not in ("adapter", "prompt"):
+    if not model.method.config:
         return kept
     from peft import get_peft_model_state_dict
 
     tensors = get_peft_model_state_dict(model.network, save_embedding_layers=False)
-    if model.method.kind == "prompt":  # PEFT knows the prompt alone, not the head beside it
+    # What all layers share (RandLoRA's random bases) is kept once, under its shortest name.
+    once = {tensors[name].data_ptr(): name for name in sorted(tensors, key=len, reverse=True)}
+    tensors = {name: tensors[name] for name in once.values()}
+    if model.method.kind != "adapter":  # PEFT knows the prompt alone, not the head beside it
         head = {name: p for name, p in kept.items() if model.is_head(name)}
         tensors |= {name.removeprefix("base_model."): p for name, p in head.items()}
     return tensors
@@ -218,7 +224,7 @@ def save_model(run_dir: Path, model: SpanModel, base: Base, settings: Settings) 
     with tempfile.TemporaryDirectory(dir=run_dir, prefix=".saving-") as name:
         folder = Path(name)
         base.tokenizer.save_pretrained(folder)
-        if model.method.config is not None:
+        if model.method.config:
             config = model.network.peft_config["default"]
             config.base_model_name_or_path = settings.model_name_or_path
             config.revision = base.revision
@@ -258,6 +264,7 @@ def load_run(run_dir: Path) -> tuple[SpanModel, Base, Settings]:
         settings.max_seq_length,
         settings.train_head,
         settings.seed,
+        trained=True,
     )
     expected = _tensors(model).keys()
     if not expected:
@@ -275,7 +282,7 @@ def load_run(run_dir: Path) -> tuple[SpanModel, Base, Settings]:
     else:
         from peft import set_peft_model_state_dict
 
-        if method.kind == "prompt":
+        if method.kind != "adapter":
             head = {key: tensors.pop(key) for key in list(tensors) if model.is_head(key)}
             model.network.get_base_model().load_state_dict(head, strict=False)
         set_peft_model_state_dict(model.network, tensors)
@@ -304,7 +311,7 @@ def write_outcome(
         else f"studies/{settings.study}/runs/"
         f"{settings.run_name or method.name}/seed-{settings.seed}",
     }
-    values["loading"] = LOADING[method.kind].format(**values)
+    values["loading"] = f"{ASKING} {LOADING[method.kind]}".format(**values)
     checkpoint.write_text(run_dir / "README.md", CARD.format(**values))
     write_json(run_dir / "eval_results.json", results)
     shutil.rmtree(run_dir / "checkpoint", ignore_errors=True)

@@ -189,7 +189,8 @@ def check_value(name: str, value: Any, kind: Any, limits: Mapping[str, Any], whe
     elif not isinstance(value, str) or not value.strip() or "\0" in value:
         refuse("is not a text")
     if limits.get("choices") and value not in limits["choices"]:
-        refuse(f"is not one of {', '.join(map(str, limits['choices']))}")
+        valid = [str(choice) for choice in limits["choices"]]
+        refuse(f"is not one of {', '.join(valid)}{suggest(given, valid)}")
     return value
 
 

@@ -105,7 +105,8 @@ def make_encoder(folder: Path, family: str = "bert", hidden: int = 32, seed: int
 
     logging.disable_progress_bar()
 
-    tokenizer = (byte_bpe if family in ("roberta", "modernbert") else wordpiece)()
+    kinds = {"roberta": byte_bpe, "modernbert": byte_bpe, "deberta-v2": unigram, "albert": unigram}
+    tokenizer = kinds.get(family, wordpiece)()
     shape = {
         "vocab_size": len(tokenizer),
         "hidden_size": hidden,
@@ -125,8 +126,17 @@ def make_encoder(folder: Path, family: str = "bert", hidden: int = 32, seed: int
     if family == "modernbert":
         shape |= {"global_attn_every_n_layers": 1, "initializer_cutoff_factor": 3.0}
         shape |= {"bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2}
-    if family == "electra":
+    if family in ("electra", "albert"):
         shape |= {"embedding_size": hidden // 2}
+    if family == "deberta-v2":  # as DeBERTa-v3 has it
+        shape |= {
+            "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True,
+            "position_buckets": 32, "norm_rel_ebd": "layer_norm", "position_biased_input": False,
+            "type_vocab_size": 0,
+        }  # fmt: skip
+    if family == "mobilebert":
+        shape |= {"embedding_size": hidden, "intra_bottleneck_size": hidden // 2}
+        shape["initializer_range"] = 0.1  # it has no norms to tame its activations
     torch.manual_seed(seed)
     model = AutoModelForQuestionAnswering.from_config(CONFIG_MAPPING[family](**shape))
     model.save_pretrained(folder)

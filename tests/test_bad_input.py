@@ -134,7 +134,7 @@ def test_paths_that_are_no_files(refuse, tmp_path):
 
 
 BAD_FLAGS = [
-    ("--method lara", "method: 'lara' is not one of pretrained, full, head, lora"),
+    ("--method lara", "method: 'lara' is not one of pretrained, full, head, bitfit"),
     ("--methd lora", "unknown option --methd .did you mean --method"),
     ("--learning_rate -1", "learning_rate: '-1' must be above 0 .from --learning_rate"),
     ("--learning_rate 0", "must be above 0"),

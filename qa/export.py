@@ -1,0 +1,92 @@
+"""A run → a plain model folder, for those who know nothing of adapters.
+
+    python -m qa.export --run studies/embedded/runs/lora/seed-42 --to folder
+
+The folder is what `AutoModelForQuestionAnswering.from_pretrained` takes: adapters are merged into
+the encoder's weights. Prompts cannot be merged.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from qa import UserError
+
+CARD = """\
+---
+base_model: {base}
+tags: [extractive-question-answering, spantune, {method}]
+---
+# {base}, merged with {method}
+
+A plain `AutoModelForQuestionAnswering` in fp32: {base} with the weights of a run that trained
+{summary} and the span head (method `{method}`, seed {seed}).{scores}
+
+    from qa.answer import Answerer
+    Answerer.load("this folder").answer(question="…", context="…")
+"""
+
+
+def export(run_dir: Path, to: Path) -> None:
+    """Write the merged model and its tokenizer to the folder `to`, whole or not at all.
+
+    Raises UserError where the run cannot be loaded or merged, or `to` holds something.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"to: {to} is there already; name a new folder")
+    from qa import runs
+    from qa.model import merge
+
+    model, base, settings = runs.load_run(run_dir)
+    results = runs.read_results(run_dir)
+    method = model.method
+    merged = merge(model)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=to.parent, prefix=".exporting-"))
+    try:
+        merged.save_pretrained(temporary)
+        base.tokenizer.save_pretrained(temporary)
+        scores = ""
+        if results:
+            scores = "\nOn {}: exact match {:.2f}, F1 {:.2f}.".format(
+                results["data"]["test"], results["eval_exact_match"], results["eval_f1"]
+            )
+        card = CARD.format(
+            base=settings.model_name_or_path,
+            method=method.name,
+            summary=method.summary,
+            seed=settings.seed,
+            scores=scores,
+        )
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        for path in (temporary, *temporary.iterdir()):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        if to.exists():  # and is empty
+            to.rmdir()
+        os.rename(temporary, to)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def main() -> None:
+    from qa import study
+    from qa.report import shown
+
+    parser = study.Parser(
+        prog="python -m qa.export", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
+    parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run")
+    parser.add_argument("--to", metavar="DIR", required=True, help="folder to make")
+    arguments = parser.parse_args(sys.argv[1:])
+    to = study.expand_path(arguments.to)
+    export(study.expand_path(arguments.run), to)
+    print(f"merged model written to {shown(to.resolve())}")
+
+
+if __name__ == "__main__":
+    from qa.report import run_command
+
+    run_command(main)
