@@ -6,6 +6,7 @@
 `python train.py …` works too. See --help for every setting.
 """
 
+import copy
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +15,14 @@ from typing import Any
 
 from qa import UserError, study
 
+LIST = "--list_methods"
+
 
 def parse(argv: list[str]) -> tuple[study.Settings, dict[str, str]]:
     """The command line → settings and their origins. Raises UserError."""
     parser = study.Parser(prog="train.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="replay a run from its config.json")
+    parser.add_argument(LIST, action="store_true", help="show all methods, and train none")
     study.add_settings(parser)
     arguments = parser.parse_args(argv)
     return study.resolve(study.flags_layer(arguments), arguments.config)
@@ -321,10 +325,32 @@ def _flat(settings: study.Settings) -> dict[str, Any]:
     return {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in values.items()}
 
 
+def list_methods(settings: study.Settings, console: Any) -> None:
+    """Print every method with what it trains of the settings' encoder, at its own defaults."""
+    from qa import report
+    from qa.methods import METHODS
+    from qa.model import attach, load_base
+
+    base = load_base(settings.model_name_or_path, settings.model_revision)
+    rows = []
+    for method in METHODS.values():
+        params = {name: param.default for name, param in method.params.items()}
+        one = replace(base, model=copy.deepcopy(base.model))
+        try:
+            model = attach(one, method, params, settings.max_seq_length)
+            rows.append((method, sum(p.numel() for p in model.trainable().values())))
+        except UserError:
+            rows.append((method, None))
+    report.print_methods(console, settings.model_name_or_path, base, rows)
+
+
 def main() -> None:
     settings, origins = parse(sys.argv[1:])
     from qa import report
 
+    if LIST in sys.argv:
+        list_methods(settings, report.make_console())
+        return
     accelerator, num_threads = start(settings)
     console = report.make_console(quiet=not accelerator.is_main_process)
     results = train(settings, origins, accelerator, num_threads, console)

@@ -49,6 +49,7 @@ class Method:
     summary: str
     kind: str
     learning_rate: float = 1e-3
+    head_learning_rate: float | None = None  # the span head's own; None: learning_rate
     params: Mapping[str, Param] = field(default_factory=dict)
     # What a search varies: hyperparameters and settings, each a Range or a tuple of choices.
     space: Mapping[str, Range | tuple] = field(default_factory=dict)
@@ -68,7 +69,7 @@ def rates(low: float, high: float) -> Range:
 TARGETS = Param(
     "all-linear", "all-linear, or names of linear layers joined by commas (query,value)"
 )
-DROPOUT = {"at_least": 0, "at_most": 0.9}
+HEAD_AT_MOST = 2e-3
 
 
 def rank(default: int, help: str = "rank of the update") -> Param:
@@ -110,27 +111,13 @@ def _before_every_layer(architecture, params):
 
 def lora(name: str, summary: str, paper: str, learning_rate: float = 1e-3, **fixed: Any) -> Method:
     """A row of LoRA's own kind: its config with one switch set."""
-    return Method(
-        name,
-        summary,
-        "adapter",
-        learning_rate,
-        {
-            "r": rank(8),
-            "lora_alpha": Param(16, "the update is scaled by it and the rank", above=0),
-            "lora_dropout": Param(0.0, "dropout before the update", **DROPOUT),
-            "target_modules": TARGETS,
-        },
-        {
-            "learning_rate": rates(learning_rate / 5, learning_rate * 10),
-            "r": (2, 4, 8, 16, 32),
-            "lora_alpha": (8, 16, 32, 64),
-        },
-        "LoraConfig",
-        _beside_layers,
-        fixed,
-        paper=paper,
-    )
+    params = {
+        "r": rank(8),
+        "lora_alpha": Param(16, "the update is scaled by it and the rank", above=0),
+        "lora_dropout": Param(0.0, "dropout before the update", at_least=0, at_most=0.9),
+    }
+    space = {"r": (2, 4, 8, 16, 32), "lora_alpha": (8, 16, 32, 64)}
+    return adapter(name, summary, "LoraConfig", paper, learning_rate, params, space, **fixed)
 
 
 def adapter(
@@ -150,11 +137,13 @@ def adapter(
         summary,
         "adapter",
         learning_rate,
-        {**params, "target_modules": TARGETS},
-        {"learning_rate": rates(learning_rate / 5, learning_rate * 5), **space},
-        config,
-        values,
-        fixed,
+        # Scales and coefficients take rates that would spoil the weights of a trained head.
+        head_learning_rate=HEAD_AT_MOST if learning_rate > HEAD_AT_MOST else None,
+        params={**params, "target_modules": TARGETS},
+        space={"learning_rate": rates(learning_rate / 5, learning_rate * 5), **space},
+        config=config,
+        values=values,
+        fixed=fixed,
         paper=paper,
     )
 
@@ -176,15 +165,16 @@ def prompt(
         summary,
         kind,
         learning_rate,
-        {"num_virtual_tokens": tokens, **params},
-        {
-            "learning_rate": rates(learning_rate / 5, learning_rate * 10),
-            "head_learning_rate": rates(3e-4, 1e-2),
+        head_learning_rate=5e-3,
+        params={"num_virtual_tokens": tokens, **params},
+        space={
+            "learning_rate": rates(learning_rate / 5, learning_rate * 5),
+            "head_learning_rate": rates(5e-4, 2e-2),
             "num_virtual_tokens": Range(5, 80, log=True),
         },
-        config,
-        values,
-        {"num_transformer_submodules": 1},
+        config=config,
+        values=values,
+        fixed={"num_transformer_submodules": 1},
         paper=paper,
     )
 

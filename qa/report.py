@@ -274,6 +274,31 @@ def rate(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
+def print_methods(console: Console, name: str, base: Any, rows: Sequence[tuple]) -> None:
+    """The table of methods; rows: (method, what it trains in this encoder or None)."""
+    console.print(
+        f"{name} ({base.model.config.model_type}, {base.num_parameters:,} parameters); with every "
+        "method but pretrained the span head trains, and counts",
+        markup=False,
+        soft_wrap=True,
+    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    table.add_column("what trains")
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("rate", justify="right", no_wrap=True)
+    table.add_column("paper", overflow="fold")
+    for method, count in rows:
+        table.add_row(
+            method.name,
+            method.summary,
+            "does not fit" if count is None else f"{count:,}",
+            "–" if method.kind == "none" else f"{method.learning_rate:g}",
+            method.paper,
+        )
+    console.print(table)
+
+
 def spread(values: Sequence[float]) -> str:
     """'mean ± sd' over seeds; one seed has no sd."""
     if len(values) == 1:

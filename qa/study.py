@@ -75,7 +75,7 @@ class Settings:
 
     learning_rate: float = setting(1e-3, "peak learning rate (default: the method's)", above=0)
     head_learning_rate: float | None = setting(
-        None, "the span head's own peak learning rate (default: learning_rate)", above=0
+        None, "the span head's own (default: the method's, or else learning_rate)", above=0
     )
     train_head: bool = setting(True, "train the span head beside the method's own weights")
     num_train_epochs: int = setting(10, "at most", at_least=1)
@@ -289,7 +289,9 @@ def resolve(flags: Layer, config: str | None = None) -> tuple[Settings, dict[str
     if saved:
         layers = [saved, flags]
     else:
-        own = Layer(f"method {row.name}", {"learning_rate": row.learning_rate})
+        own = {"learning_rate": row.learning_rate, "head_learning_rate": row.head_learning_rate}
+        given = {name: value for name, value in own.items() if value is not None}
+        own = Layer(f"method {row.name}", given)
         layers = [own, *_study_layers(study, row.name), flags]
 
     values: dict[str, Any] = {}

@@ -12,7 +12,6 @@ from qa import UserError, report, runs
 from qa.methods import METHODS
 from tests.conftest import command_flags
 
-
 # One of each kind, and those that are saved in a way of their own.
 RUN = ("pretrained", "full", "head", "bitfit", "lora", "adalora", "prompt_tuning", "p_tuning",
        "prefix_tuning")  # fmt: skip
