@@ -9,7 +9,7 @@ QA = Path(__file__).parent.parent / "qa"
 # Each file may import those before it: examples → windows → … → what a person sees.
 ORDER = ["__init__", "methods", "study", "squad", "windows", "spans", "metrics"]
 ORDER += ["kernels", "model"]
-ORDER += ["checkpoint", "loop", "search", "runs", "report"]
+ORDER += ["checkpoint", "loop", "search", "runs", "report", "answer"]
 ONLY = {
     "rich": {"report"},
     "optuna": {"search"},
