@@ -369,7 +369,9 @@ def predict(
         )
         parts.append((rows, *(_wide(tensor, n_best) for tensor in found)))
         on_batch(done, len(batches))
-    parts, losses = gather_object(parts), gather_object([loss])
+    losses = [loss]
+    if accelerator.num_processes > 1:
+        parts, losses = gather_object(parts), gather_object(losses)
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     kept = spans.question_spans(windows, *columns, n_best)
     return spans.answers(examples, *kept), math.fsum(losses) / len(windows)

@@ -3,6 +3,8 @@
 On a terminal there are bars and colours; into a pipe or file go plain lines.
 """
 
+import json
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +17,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from qa import Interrupted, UserError
 from qa.study import FIELDS, Settings, read_study
 
 PLAIN_LINE_SECONDS = 30  # between two lines of progress where there is no terminal
+SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*\s+|[。！？]|\n\s*")
+SENTENCE_CHARACTERS = 240  # shown at most on either side of an answer
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -373,3 +378,63 @@ def print_table(console: Console, found: Sequence[Mapping[str, Any]], title: str
     console.print(table)
     for note in sorted(notes):
         console.print(note, markup=False, soft_wrap=True)
+
+
+def one_line(text: str) -> str:
+    """`text` for a terminal: white space as single blanks, control characters as �."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "�", re.sub(r"\s+", " ", text))
+
+
+def sentence(context: str, start: int, end: int) -> tuple[str, str]:
+    """What stands before and after context[start:end] in its sentence, shortened if that is long."""
+    begin, finish = 0, len(context)
+    for found in SENTENCE_END.finditer(context):
+        if found.end() <= start:
+            begin = found.end()
+        elif found.end() >= end:
+            finish = max(end, found.end())
+            break
+    before, after = context[begin:start], context[end:finish].rstrip()
+    if len(before) > SENTENCE_CHARACTERS:
+        before = "…" + before[-SENTENCE_CHARACTERS:]
+    if len(after) > SENTENCE_CHARACTERS:
+        after = after[:SENTENCE_CHARACTERS] + "…"
+    return before, after
+
+
+def print_answers(
+    console: Console, question: str, context: str, answers: Sequence[Any], as_json: bool = False
+) -> None:
+    """The answers to one question: as JSON, as bare lines into a pipe, else for a person.
+
+    A person sees a single answer in its sentence, several as a table. Nothing in question or
+    context is taken for markup or reaches the terminal as a control sequence.
+    """
+    if as_json:
+        for answer in answers:
+            line = {"question": question, **answer._asdict()}
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+    elif not console.is_terminal:
+        for answer in answers:
+            print(one_line(answer.text), flush=True)
+    elif len(answers) == 1:
+        answer = answers[0]
+        before, after = sentence(context, answer.start, answer.end)
+        shown = Text(one_line(before)).append(one_line(answer.text), "bold reverse")
+        console.print(shown.append(one_line(after)))
+        place = f"score {answer.score:.2f}, characters {answer.start}–{answer.end}"
+        console.print(place, style="dim", markup=False)
+    else:
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column("score", justify="right", no_wrap=True)
+        table.add_column("answer", overflow="fold")
+        table.add_column("characters", justify="right", no_wrap=True)
+        for answer in answers:
+            place = f"{answer.start}–{answer.end}"
+            table.add_row(f"{answer.score:.2f}", Text(one_line(answer.text)), place)
+        console.print(table)
+
+
+def print_warning(message: Any, *details: Any) -> None:
+    """One line on standard error; takes what `warnings.showwarning` is given."""
+    print(f"warning: {one_line(str(message))}", file=sys.stderr)

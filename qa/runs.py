@@ -270,6 +270,11 @@ def load_run(run_dir: Path) -> tuple[SpanModel, Base, Settings]:
     if not expected:
         return model.eval(), base, settings
     file = run_dir / _weights_file(method)
+    if not file.exists():
+        raise UserError(
+            f"{run_dir}: holds no trained weights ({file.name}); if its training was stopped, go on "
+            "with train.py --resume"
+        )
     try:
         tensors = load_file(file)
     except Exception as error:  # safetensors raises its own kind, and OSError

@@ -24,7 +24,10 @@ SHORT_NAMES = {"embedded": ROOT / "qa/embedded/corpus"}
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question. answers: (text, start) pairs; start counts characters of the context."""
+    """One question. answers: (text, start) pairs; start counts characters of the context.
+
+    A question that is asked of a trained model has none; those of files always have some.
+    """
 
     id: str
     title: str

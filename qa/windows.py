@@ -45,9 +45,9 @@ class Template:
         return len(self.prefix) + len(self.middle) + len(self.suffix)
 
     @classmethod
-    def of(cls, tokenizer: Any) -> "Template":
-        """Read off one encoded pair. Raises UserError for layouts this program does not know."""
-        pair = plain(tokenizer).encode("a", "b")
+    def of(cls, core: Any, pad_id: int) -> "Template":
+        """Read off one pair, encoded by the Rust core. Raises UserError for unknown layouts."""
+        pair = core.encode("a", "b")
         which = pair.sequence_ids  # None for special tokens, 0 question, 1 context
         q, c = which.index(0), which.index(1)
         q_end = max(i for i, s in enumerate(which) if s == 0) + 1
@@ -57,7 +57,7 @@ class Template:
             tuple(pair.ids[q_end:c]),
             tuple(pair.ids[c_end:]),
             (pair.type_ids[q], pair.type_ids[c]),
-            tokenizer.pad_token_id or 0,
+            pad_id,
         )
         first, second = template.segments
         if pair.type_ids != [first] * c + [second] * (len(which) - c) or q == 0:
@@ -157,22 +157,21 @@ def build_windows(
     doc_stride: int,
     cache_dir: Path | None = None,
 ) -> Windows:
-    """All windows of a split, from the cache where they are there.
+    """All windows of a split, from the cache where they are there (without a folder: no cache).
 
     max_seq_length: tokens of a window, special ones included. doc_stride: tokens two neighbouring
     windows share. Raises UserError where the tokenizer has no fast version.
     """
-    template = Template.of(tokenizer)
-    fingerprint = hashlib.blake2b(
-        repr(
-            (FORMAT, split.fingerprint, plain(tokenizer).to_str(), max_seq_length, doc_stride)
-        ).encode(),
-        digest_size=16,
-    ).hexdigest()
-    path = cache_dir / "windows" / f"{fingerprint}.safetensors" if cache_dir else None
+    core = plain(tokenizer)  # copied once: that takes as long as a small encoder's answer
+    template = Template.of(core, tokenizer.pad_token_id or 0)
+    path = None
+    if cache_dir:
+        key = (FORMAT, split.fingerprint, core.to_str(), max_seq_length, doc_stride)
+        fingerprint = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
+        path = cache_dir / "windows" / f"{fingerprint}.safetensors"
     arrays = _read_cache(path)
     if arrays is None:
-        arrays = _build(split, plain(tokenizer), template, max_seq_length, doc_stride)
+        arrays = _build(split, core, template, max_seq_length, doc_stride)
         _write_cache(path, arrays)
     return Windows(template, **arrays)
 
@@ -219,11 +218,12 @@ def _build(
 
     # Labels: the first token that ends behind the answer's first character, and the last token
     # that starts before its end (white space around the answer apart). One sorted search over
-    # all contexts, kept apart by `base`.
+    # all contexts, kept apart by `base`. Without an answer, an empty one at the context's start:
+    # no token is inside it.
     base = 1 + max(len(context) for context in number)
     owner = np.repeat(np.arange(len(number)), np.diff(context_ptr))
     starts, ends = (owner * base + context_chars[:, side] for side in (0, 1))
-    answer = [e.answers[0] for e in examples]
+    answer = [e.answers[0] if e.answers else ("", 0) for e in examples]
     leading = [len(text) - len(text.lstrip()) for text, _ in answer]
     char_start = which * base + np.array([start for _, start in answer]) + leading
     char_end = char_start + [len(text.strip()) for text, _ in answer]

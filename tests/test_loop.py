@@ -175,7 +175,7 @@ def test_patience_is_a_setting_and_zero_never_stops(accelerator, encoder):
         assert len(progress.history) == evaluations
 
 
-@pytest.mark.parametrize("method", ["lora", "prompt_tuning"])
+@pytest.mark.parametrize("method", ["lora", "adalora", "prompt_tuning", "p_tuning"])
 def test_stop_and_resume_is_bit_identical(accelerator, encoder, tmp_path, method):
     """Stopped by a signal in mid-epoch, twice, with dropout on."""
     settings = small_settings(num_train_epochs=3, learning_rate=1e-2)

@@ -36,3 +36,9 @@ def test_every_method_stands_in_the_table():
         params = ", ".join(f"{name} {param.default}" for name, param in row.params.items())
         rate = f"{row.learning_rate:g}" if row.kind != "none" else "–"
         assert f"| `{row.name}` | {row.summary} | {rate} | {params} |" in README
+
+
+def test_the_python_says_what_its_comments_say(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(block, {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"\)  # (.*)", block)

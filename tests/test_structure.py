@@ -9,7 +9,7 @@ QA = Path(__file__).parent.parent / "qa"
 # Each file may import those before it: examples → windows → … → what a person sees.
 ORDER = ["__init__", "methods", "study", "squad", "windows", "spans", "metrics"]
 ORDER += ["kernels", "adalora", "model"]
-ORDER += ["checkpoint", "loop", "search", "runs", "report", "export"]
+ORDER += ["checkpoint", "loop", "search", "runs", "report", "answer", "export"]
 ONLY = {
     "rich": {"report"},
     "optuna": {"search"},

@@ -1,5 +1,7 @@
 """Windows against the tokenizers' own pair encoding, labels against a search by eye."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -91,6 +93,17 @@ def test_labels_cover_the_answer_exactly_or_point_to_cls(kind):
         else:
             assert (start, end) == (0, 0)
     assert inside >= 10
+
+
+def test_questions_without_answers_get_the_same_windows_without_labels():
+    split, tokenizer = text_split(), wordpiece()
+    bare = [replace(example, answers=()) for example in split.examples]
+    asked = build_windows(Split("asked", bare, "asked"), tokenizer, 96, 16)
+    labelled = build_windows(split, tokenizer, 96, 16)
+    assert not asked.start_positions.any() and not asked.end_positions.any()
+    for name, value in vars(labelled).items():
+        if isinstance(value, np.ndarray) and not name.endswith("_positions"):
+            assert np.array_equal(value, getattr(asked, name)), name
 
 
 def test_a_question_longer_than_its_room_is_cut_and_named():
