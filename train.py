@@ -225,6 +225,7 @@ def train(
         )
         return results
 
+    runs.reset_peak_memory(accelerator.device.type)
     with console.status("loading data and encoder"):  # a silent hub is tried for half a minute
         prepared = prepare(settings, accelerator)
     settings = replace(

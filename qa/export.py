@@ -43,8 +43,11 @@ def export(run_dir: Path, to: Path) -> None:
     results = runs.read_results(run_dir)
     method = model.method
     merged = merge(model)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=to.parent, prefix=".exporting-"))
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=to.parent, prefix=".exporting-"))
+    except OSError as error:
+        raise UserError(f"to: {to} cannot be made ({error.strerror}); name another") from None
     try:
         merged.save_pretrained(temporary)
         base.tokenizer.save_pretrained(temporary)

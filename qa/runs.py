@@ -5,6 +5,7 @@ checkpoint/ and history.jsonl while it trains, eval_results.json last, as the si
 whole. Each file is written whole or not at all.
 """
 
+import gc
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 
 from qa import UserError, __version__, checkpoint
 from qa.methods import Method, get_method
-from qa.model import Base, SpanModel, attach, load_base
+from qa.model import SHORT_NAMES, Base, SpanModel, attach, load_base
 from qa.spans import Span, best_texts
 from qa.study import FIELDS, Settings, check_field
 
@@ -64,8 +66,7 @@ Every setting, and where it came from, stands in `config.json`; this repeats the
 ASKING = '`python -m qa.answer --run {run_dir} --question "…" --context "…"` asks it.'
 EXPORTING = "`python -m qa.export --run {run_dir} --to FOLDER` makes a plain model of it."
 LOADING = {
-    "adapter": "In plain PEFT: `PeftModel.from_pretrained("
-    'AutoModelForQuestionAnswering.from_pretrained("{base}"), "{run_dir}")`. ' + EXPORTING,
+    "adapter": 'In plain PEFT: `PeftModel.from_pretrained({loaded}, "{run_dir}")`. ' + EXPORTING,
     "prompt": "Plain PEFT would ignore these virtual tokens without a word and does not load the "
     'head: `qa.runs.load_run("{run_dir}")` does both. They cannot be merged into the weights.',
     "weights": "`model.safetensors` holds the trained tensors under their own names, to be loaded "
@@ -92,8 +93,20 @@ def environment(device: str, num_threads: int, num_processes: int) -> dict[str, 
     }
 
 
+def reset_peak_memory(device: str) -> None:
+    """Begin to measure `peak_memory_mb` anew, where the system lets a process do so (Linux)."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return
+    gc.collect()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mb(device: str) -> float:
-    """Most memory in use so far: the GPU's if one is used, else this process's; in MiB."""
+    """Most memory in use since the reset: the GPU's if one is used, else this process's; in MiB."""
     if device == "cuda":
         import torch
 
@@ -316,6 +329,10 @@ def write_outcome(
         else f"studies/{settings.study}/runs/"
         f"{settings.run_name or method.name}/seed-{settings.seed}",
     }
+    loader = "qa.model.load_base({!r}).model"  # the only one to know short names
+    if values["base"] not in SHORT_NAMES:
+        loader = "AutoModelForQuestionAnswering.from_pretrained({!r})"
+    values["loaded"] = loader.format(values["base"])
     values["loading"] = f"{ASKING} {LOADING[method.kind]}".format(**values)
     checkpoint.write_text(run_dir / "README.md", CARD.format(**values))
     write_json(run_dir / "eval_results.json", results)

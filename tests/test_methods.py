@@ -1,14 +1,17 @@
 """Every method on every encoder family: what must hold of each, in one test of each pair."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+import train
 from qa import UserError, loop, runs
 from qa.methods import METHODS, get_method
-from qa.model import Architecture, attach, load_base, merge
+from qa.model import Architecture, attach, check, load_base, merge
 from qa.windows import build_windows
 from tests.conftest import make_encoder, small_settings, toy_split
 
@@ -112,6 +115,57 @@ def declared(method, model):
         "p_tuning": lambda: 20 * e + (e * 128 + 128) + (128 * 128 + 128) + (128 * e + e),
         "prefix_tuning": lambda: 20 * a.num_layers * 2 * a.hidden_size,
     }[method]()
+
+
+def test_the_readmes_matrix_is_this_one():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    names = [
+        "BERT",
+        "RoBERTa",
+        "ELECTRA",
+        "DistilBERT",
+        "DeBERTa-v2",
+        "ModernBERT",
+        "ALBERT",
+        "MobileBERT",
+    ]
+    assert [name.lower() for name in names] == FAMILIES
+    assert f"| | {' | '.join(names)} | merges |" in readme
+    for name, row in METHODS.items():
+        cells = ["–" if (name, family) in REFUSED else "✓" for family in FAMILIES]
+        merges = "–" if row.kind in ("prompt", "prefix", "none") else "✓"
+        assert f"| `{name}` | {' | '.join(cells)} | {merges} |" in readme
+
+
+def test_what_cannot_work_is_said_before_data_is_read(encoders):
+    settings = small_settings(
+        method="prefix_tuning", hyperparameters=defaults("prefix_tuning"), train_file="missing",
+        model_name_or_path=str(encoders("distilbert")),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="prefix_tuning does not work with distilbert"):
+        train.prepare(settings, Accelerator(cpu=True))
+    lora = replace(settings, method="lora", hyperparameters=defaults("lora"))
+    with pytest.raises(UserError, match="prefix_tuning does not work with distilbert"):
+        train.prepare(lora, Accelerator(cpu=True), others=[settings])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"block_size": 48}, "block_size: 48 does not divide .*; these do: 1, 2, 4, 8, 16, 32, 64"),
+        ({"target_modules": "q"}, "target_modules: no linear layer 'q'"),
+    ],
+)
+def test_hyperparameters_that_do_not_fit_the_encoder(encoders, changes, message):
+    base = load_base(str(encoders("bert")))
+    with pytest.raises(UserError, match=message):
+        check(base.model, get_method("c3a"), {**defaults("c3a"), **changes}, 64)
+
+
+def test_what_only_peft_knows_is_one_line_too(encoders):
+    base = load_base(str(encoders("bert")))
+    with pytest.raises(UserError, match=r"shira: The set rank 4000 .*; see --set"):
+        attach(base, get_method("shira"), {**defaults("shira"), "r": 4000}, 64)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -33,9 +33,11 @@ def test_searching_commands_parse():
 
 def test_every_method_stands_in_the_table():
     for row in METHODS.values():
-        params = ", ".join(f"{name} {param.default}" for name, param in row.params.items())
+        shown = [f"{k} {p.default}" for k, p in row.params.items() if k != "target_modules"]
         rate = f"{row.learning_rate:g}" if row.kind != "none" else "–"
-        assert f"| `{row.name}` | {row.summary} | {rate} | {params} |" in README
+        paper = f"[{row.paper.split('/')[-1]}](https://{row.paper})" if row.paper else ""
+        cells = (f"`{row.name}`", row.summary, rate, ", ".join(shown), paper)
+        assert f"| {' | '.join(cells)} |" in README
 
 
 def test_the_python_says_what_its_comments_say(capsys):
