@@ -299,8 +299,8 @@ def _prefix(encoder: nn.Module, cache: Any):
 def _prefix_of_words(model: Any, count: int) -> Tensor:
     """Keys and values of all layers for `count` random words: (count, layers · 2 · hidden size).
 
-    The start that Li & Liang (2021, https://arxiv.org/abs/2101.00190) found best: activations of
-    real words. Noise of PEFT's size is an order of magnitude too large.
+    Activations of real words are the start that Li & Liang (2021, section 7.4 of
+    https://arxiv.org/abs/2101.00190) found best.
     """
     from transformers import DynamicCache
 
@@ -335,11 +335,14 @@ def check(
             f"method: {method.name} does not work with {kind}: its layers take no keys and values "
             "from before the input; choose prompt_tuning, or another encoder"
         )
-    if method.kind == "weights" and method.name != "head" and not _own(model, method):
-        raise UserError(f"method: {method.name} does not work with {kind}: {method.summary} is "
-                        "what it would train, and there are none")  # fmt: skip
-    if method.kind == "weights" and not train_head and not _own(model, method):
-        raise UserError(f"train_head: {method.name} trains nothing without the head; let it train")
+    if method.kind == "weights" and not _own(model, method):
+        if method.name != "head":
+            raise UserError(
+                f"method: {method.name} does not work with {kind}: it trains {method.summary}, and "
+                "there are none; choose another method"
+            )
+        if not train_head:
+            raise UserError("train_head: head trains nothing without the head; let it train")
     if method.config:
         method.values(architecture, hyperparameters)  # raises for what it cannot do
     for name, param in method.params.items():
