@@ -45,6 +45,7 @@ def test_the_rows_spaces_hold_their_defaults():
             method=row.name,
             hyperparameters={name: param.default for name, param in row.params.items()},
             learning_rate=row.learning_rate,
+            head_learning_rate=row.head_learning_rate,
         )
         assert search.defaults(settings, row.space).keys() == row.space.keys()
 
