@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from statistics import mean
 
 import pytest
 
@@ -62,21 +61,6 @@ def test_the_encoder_answers(squad_dir, tmp_path, monkeypatch):
     card = (ENCODER / "README.md").read_text()
     f1 = float(next(line for line in card.splitlines() if "SQuAD dev |" in line).split("|")[3])
     assert f1 >= 45 and abs(results["eval_f1"] - f1) < 6
-
-
-def test_what_was_found_stands_in_results_json():
-    """LoRA above prompt tuning above the untouched model, on every seed."""
-    runs = json.loads((ROOT / "studies/embedded/results.json").read_text())["runs"]
-    f1 = {(run["run_name"], run["seed"]): run["eval_f1"] for run in runs}
-    for seed in (42, 43, 44):
-        assert f1["lora", seed] > f1["prompt_tuning", seed] > f1["pretrained", seed]
-    table = (ROOT / "studies/embedded/README.md").read_text()
-    for name in {name for name, _ in f1}:
-        value = mean(score for (other, _), score in f1.items() if other == name)
-        line = next(line for line in table.splitlines() if line.startswith(f"| {name} "))
-        assert f"{value:.2f}" in line
-    base = load_base("embedded")
-    assert {run["fingerprints"]["model"] for run in runs} == {base.fingerprint}
 
 
 def test_the_default_study_needs_no_network_and_no_cache(tmp_path):

@@ -186,6 +186,7 @@ def test_method(encoders, tmp_path, method, family):
     model, base = attached(folder, method, seed=3)
     distance = (logits(model, inputs) - before).abs().max() / scale
     assert distance > 1e-3 if method in NOT_AT_THE_BASE else distance < 1e-5
+    assert distance == 0 or method != "lora", "where nothing is decomposed, to the last bit"
 
     # Exactly the declared parameters train, and the head.
     train = model.trainable()
