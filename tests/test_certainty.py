@@ -51,10 +51,14 @@ def test_intervals_agree_with_brute_force():
     rng = np.random.default_rng(2)
     [scores], article = simulated(rng, articles=20)
     reference = brute_force(scores[0], article, 2000, rng)
-    found = Bootstrap(article).score("x", scores)
+    boot = Bootstrap(article)
+    found = boot.score("x", scores)
     assert found.value == pytest.approx(scores.mean())
+    assert boot.tail == pytest.approx(0.0186, abs=1e-3)  # Student's 2.093 at 19 degrees of freedom
     width = found.high - found.low
-    for mine, theirs in zip((found.low, found.high), np.quantile(reference, [0.025, 0.975])):
+    for mine, theirs in zip(
+        (found.low, found.high), np.quantile(reference, [boot.tail, 1 - boot.tail])
+    ):
         assert mine == pytest.approx(theirs, abs=0.05 * width)
 
 
