@@ -183,15 +183,17 @@ def train(
     """
     from accelerate.utils import broadcast_object_list
 
-    from qa import loop, metrics, report, runs, spans
+    from qa import bertscore, loop, metrics, report, runs, spans
     from qa.checkpoint import stop_signals
 
     run_dir = settings.run_dir()
     # One process decides, before it writes; all the others hear the same.
-    results, problem = None, None
+    results, problem, scorer = None, None, None
     if accelerator.is_main_process:
         try:
             results = runs.open_run(settings)
+            if results is None:  # before the training: a model that cannot be had ends it here
+                scorer = bertscore.scorer_of(settings)
         except UserError as error:
             problem = error
     results, problem = broadcast_object_list([results, problem])
@@ -265,7 +267,8 @@ def train(
             display.on_batch,
         )
 
-    scores = metrics.score(spans.best_texts(predictions), examples)
+    texts = spans.best_texts(predictions)
+    scores = metrics.score(texts, examples)
     history = progress.history if progress else []
     best = next((row for row in history if row["step"] == progress.best_step), {})
     results = {
@@ -291,6 +294,8 @@ def train(
         ),
     }
     if accelerator.is_main_process:
+        results["eval_bertscore_f1"] = float(scorer.score([texts], examples).mean())
+        results["bertscore_hash"] = scorer.hash
         results["adapter_bytes"] = runs.save_model(run_dir, model, prepared.base, settings)
         runs.write_outcome(settings, results, predictions)
     accelerator.log({"test_f1": scores.f1, "test_exact_match": scores.exact_match})

@@ -54,6 +54,7 @@ base_model: {base}
 | test | {data[test]} |
 | exact match, test | {eval_exact_match:.2f} |
 | F1, test | {eval_f1:.2f} |
+| BERTScore, test | {eval_bertscore_f1:.2f} ({bertscore_hash}) |
 
 Every setting, and where it came from, stands in `config.json`; this repeats the run:
 

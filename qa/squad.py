@@ -330,8 +330,8 @@ def load_splits(
 
     validation is `validation_file`, else a data set's own (where it has a test split as well),
     else whole articles held out of train. test is `test_file`, else the data set's test split,
-    else its validation split, as SQuAD is published. A split that is not named is not opened;
-    train is always one of them.
+    else its validation split, as SQuAD is published. A split that is not named is not opened,
+    but for train where validation comes from it.
     """
     commit = None
     splits: dict[str, Split] = {}
@@ -343,7 +343,7 @@ def load_splits(
             splits[name] = read_file(name, path, settings.on_bad_example)
         elif name not in splits and name != "validation":
             raise UserError(f"{name}_file: no {name} data; give --{name}_file (or --dataset_name)")
-    if "validation" not in splits:
+    if "validation" in names and "validation" not in splits:
         splits["train"], splits["validation"] = hold_out(
             splits["train"], settings.validation_fraction, settings.data_seed
         )
