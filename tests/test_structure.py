@@ -10,13 +10,16 @@ QA = Path(__file__).parent.parent / "qa"
 ORDER = ["__init__", "methods", "study", "squad", "windows", "spans", "metrics"]
 ORDER += ["bertscore", "certainty"]
 ORDER += ["kernels", "model"]
-ORDER += ["checkpoint", "loop", "search", "runs", "report"]
+ORDER += ["checkpoint", "loop", "search", "runs"]
+ORDER += ["comparison", "pictures", "page", "report"]
 ONLY = {
     "rich": {"report"},
     "optuna": {"search"},
     "peft": {"methods", "kernels", "model", "runs"},
     "argparse": {"study"},
     "bert_score": {"bertscore"},
+    "matplotlib": {"pictures"},
+    "jinja2": {"page"},
 }
 
 
