@@ -311,14 +311,14 @@ def _flat(settings: study.Settings) -> dict[str, Any]:
 
 def main() -> None:
     settings, origins = parse(sys.argv[1:])
-    from qa import report
+    from qa import comparison, report
 
     accelerator, num_threads = start(settings)
     console = report.make_console(quiet=not accelerator.is_main_process)
     results = train(settings, origins, accelerator, num_threads, console)
     if accelerator.is_main_process:
         named = {**results, "run_name": settings.run_name or results["method"]}
-        report.print_table(console, [named], f"test split: {results['data']['test']}")
+        report.print_table(console, comparison.compare([named], [{}], [[]], None, None))
         console.print(
             f"written to {report.shown(settings.run_dir())}", markup=False, soft_wrap=True
         )

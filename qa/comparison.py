@@ -259,7 +259,9 @@ def _agreement(example: Example) -> str:
     return "all alike" if len(distinct) == 1 else "differing"
 
 
-def _slices(rows: list[dict], arrays: Mapping, boot: Bootstrap, examples: Sequence[Example]) -> list:
+def _slices(
+    rows: list[dict], arrays: Mapping, boot: Bootstrap, examples: Sequence[Example]
+) -> list:
     """F1 of each run with its interval, by slice."""
     return [
         {
@@ -369,7 +371,11 @@ def _cost_findings(best: Mapping, tied: list[Mapping], rest: list[Mapping]) -> l
         said.append(
             f"{best['run_name']} trains {cost['trainable_params']:,} of {cost['total_params']:,} "
             f"parameters ({share:.2%}) in {cost['train_seconds']:.0f} s a seed"
-            + (f", after {cost['search_seconds']:.0f} s of search." if cost["search_seconds"] else ".")
+            + (
+                f", after {cost['search_seconds']:.0f} s of search."
+                if cost["search_seconds"]
+                else "."
+            )
         )
     elif cost["trainable_params"] == 0:
         said.append(f"{best['run_name']} trains nothing.")
