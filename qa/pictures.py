@@ -106,6 +106,8 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> Picture | None:
     for row in by_cost:
         if not frontier or row["scores"]["f1"]["value"] > frontier[-1]["scores"]["f1"]["value"]:
             frontier.append(row)
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     words = "; ".join(
         f"{row['run_name']} {row['cost']['trainable_params']:,} parameters, F1 "
         f"{row['scores']['f1']['value']:.2f}"
@@ -114,6 +116,9 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> Picture | None:
 
     def paint(axes: Any) -> None:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda value, place: f"{value:,.0f}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.step(
             [row["cost"]["trainable_params"] for row in frontier],
             [row["scores"]["f1"]["value"] for row in frontier],
