@@ -73,7 +73,7 @@ def markdown(made: Mapping[str, Any], title: str) -> str:
     rows = made["rows"]
     head = ["run", "seeds", *SCORES.values(), "trainable", "train s", "adapter kB"]
     lines = [
-        f"# {title}",
+        f"# {_escape(title)}",
         "",
         _escape("; ".join(subtitle(made))),
         "",

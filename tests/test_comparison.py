@@ -55,9 +55,9 @@ def test_a_clear_winner_a_tie_and_what_is_said_of_them():
     runs = [run("prompt_tuning", s) for s in (1, 2)] + [run("lora", s) for s in (1, 2)]
     runs += [run("head", trainable_params=2), run("pretrained", trainable_params=0)]
     histories = [history(50, 60, 100), history(50, 96, 100), history(99, 100), history(97, 100)]
-    made = compare(runs, [0.15, 0.2, 0.95, 0.9, 0.88, 0.1], [*histories, [], []])
+    made = compare(runs, [0.15, 0.2, 0.95, 0.9, 0.95, 0.1], [*histories, [], []])
     rows = {row["run_name"]: row for row in made["rows"]}
-    assert list(rows)[0] == "lora" and rows["lora"]["scores"]["f1"]["best"]
+    assert next(iter(rows)) == "lora" and rows["lora"]["scores"]["f1"]["best"]
     assert rows["lora"]["scores"]["f1"]["sd"] > 0 and rows["head"]["scores"]["f1"]["sd"] is None
     tied = [name for name, row in rows.items() if row["scores"]["f1"].get("tied")]
     assert tied == ["head"]
@@ -99,7 +99,11 @@ def test_slices_divide_the_questions():
     assert {name: mask.sum() for name, mask in words.items()} == {
         "what": 12, "which": 12, "who": 12, "how": 12, "other": 12,
     }  # fmt: skip
-    assert slices["gold answers"].keys() == {"a single one", "all alike", "differing"}
+    assert {k: m.sum() for k, m in slices["gold answers"].items()} == {
+        "a single one": 30, "differing": 30,
+    }  # fmt: skip
+    alike = Example("", "", "word", "?", (("the word", 0), ("word", 0)))
+    assert comparison.slices_of([alike])["gold answers"].keys() == {"all alike"}
     # of n % 6 == 1, 3, 5 words against "the word": two, four, six words; shortest: two
     lengths = {name: mask.sum() for name, mask in slices["answer length"].items()}
     assert lengths == {"1 word": 10, "2 words": 30, "3–4 words": 10, "5 words or more": 10}
