@@ -360,17 +360,17 @@ def _findings(made: Mapping[str, Any]) -> list[str]:
             said.append(f"It stands {interval} F1 above {row['run_name']} ({p}).")
     said += _cost_findings(best, tied, rest)
     for claim in made["claims"]:
-        said.append(f"{claim['claim']}: {claim['answer']} ({claim['evidence']}).")
+        said.append(f"Claimed: {claim['claim']}; found: {claim['answer']} ({claim['evidence']}).")
     return said
 
 
 def _cost_findings(best: Mapping, tied: list[Mapping], rest: list[Mapping]) -> list[str]:
     cost, said = best["cost"], []
     if cost["trainable_params"]:
-        share = cost["trainable_params"] / cost["total_params"]
+        share = 100 * cost["trainable_params"] / cost["total_params"]
         said.append(
             f"{best['run_name']} trains {cost['trainable_params']:,} of {cost['total_params']:,} "
-            f"parameters ({share:.2%}) in {cost['train_seconds']:.0f} s a seed"
+            f"parameters ({share:.2f} %) in {cost['train_seconds']:.0f} s a seed"
             + (
                 f", after {cost['search_seconds']:.0f} s of search."
                 if cost["search_seconds"]
