@@ -19,19 +19,6 @@ from qa import UserError, study
 SETTINGS = ("study", "output_dir", "bertscore_model", "bertscore_num_layers", "bertscore_rescale")
 
 
-def read_predictions(path: str) -> dict[str, str]:
-    """{id: text}, checked. Raises UserError."""
-    from qa import squad
-
-    texts = squad.read_json(study.expand_path(path))
-    if not isinstance(texts, dict):
-        raise UserError(f"{path}: must be an object of the form {{id: text}}")
-    for id, text in texts.items():
-        if not isinstance(text, str):
-            raise UserError(f"{path}: the prediction of {id[:60]!r} is no text")
-    return texts
-
-
 def score_file(arguments: argparse.Namespace) -> dict[str, Any]:
     """EM and F1 of {id: text} as the official script has them; with --name the report as well.
 
@@ -39,7 +26,7 @@ def score_file(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     from qa import metrics, squad
 
-    texts = read_predictions(arguments.predictions)
+    texts = squad.read_predictions(study.expand_path(arguments.predictions))
     gold = squad.read_file("references", arguments.references)
     scores = metrics.score(texts, gold.examples)
     if scores.missing:

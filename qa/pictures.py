@@ -135,7 +135,8 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> Picture | None:
                               marker=MARKS[place % len(MARKS)], linestyle="", capsize=3,
                               label=row["run_name"])  # fmt: skip
         axes.set_xlabel("trained parameters (log)")
-        axes.margins(x=0.15)
+        params = [row["cost"]["trainable_params"] for row in by_cost]
+        axes.set_xlim(params[0] / 2, params[-1] * 2)
         axes.legend(fontsize=8, frameon=False)
 
     title = "F1 against trained parameters"

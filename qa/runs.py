@@ -21,7 +21,7 @@ from qa import UserError, __version__, checkpoint
 from qa.methods import Method, get_method
 from qa.model import Base, SpanModel, attach, load_base
 from qa.spans import Span, best_texts
-from qa.squad import Example, load_splits, read_json
+from qa.squad import Example, load_splits, read_json, read_predictions
 from qa.study import FIELDS, Settings, check_field
 
 PACKAGES = (
@@ -317,7 +317,7 @@ def read_evidence(run_dir: Path) -> tuple[dict[str, str], list[dict[str, float]]
 
     Raises UserError for a damaged file.
     """
-    predictions = read_json(run_dir / "eval_predictions.json")
+    predictions = read_predictions(run_dir / "eval_predictions.json")
     config = read_json(run_dir / "config.json")
     path = run_dir / "history.jsonl"
     try:

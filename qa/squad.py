@@ -187,6 +187,17 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: no valid JSON: {str(error).split(';')[0]}") from None
 
 
+def read_predictions(path: Path) -> dict[str, str]:
+    """{id: text} from a JSON file, as the official scorer takes it. Raises UserError."""
+    texts = read_json(path)
+    if not isinstance(texts, dict):
+        raise UserError(f"{path}: must be an object of the form {{id: text}}")
+    for id, text in texts.items():
+        if not isinstance(text, str):
+            raise UserError(f"{path}: the prediction of {id[:60]!r} is no text")
+    return texts
+
+
 def read_file(name: str, path: str, on_bad_example: str = "error") -> Split:
     """The split `name` from a SQuAD v1.1 JSON file. Raises UserError."""
     file = expand_path(path)
