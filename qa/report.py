@@ -325,8 +325,8 @@ def present(
         written = [folder / "results.json", *page.write(folder, made, title, *evidence)]
     except OSError as error:
         raise UserError(f"output_dir: {folder}: {error.strerror}; choose another folder") from None
-    names = ", ".join(str(shown(path)) for path in written)
-    console.print(f"written to {names}", markup=False, soft_wrap=True)
+    names = ", ".join(path.name for path in written)
+    console.print(f"{names} written to {shown(folder)}", markup=False, soft_wrap=True)
 
 
 def print_table(console: Console, made: Mapping[str, Any]) -> None:
@@ -369,6 +369,6 @@ def print_table(console: Console, made: Mapping[str, Any]) -> None:
         )
     console.print(table)
     for note in page.legend(made):
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(note, markup=False)
     if made["bertscore_hash"]:
         console.print(f"BERTScore: {made['bertscore_hash']}", markup=False, soft_wrap=True)
