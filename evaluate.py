@@ -1,29 +1,33 @@
 """Compare the runs of a study, or score any predictions file.
 
-    python evaluate.py [--study S]                              table and results.json
+    python evaluate.py [--study S]                              table, results.json, report.html, .md
     python evaluate.py --predictions P.json --references R.json JSON on standard output
+    … --name mine [--output_dir D]                              the same report of that file
 
 This file hides Hugging Face's library of the same name from plain imports; the library is found
 by `qa.metrics.evaluate_library`, and nothing imports this file.
 """
 
+import argparse
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 from qa import UserError, study
 
+SETTINGS = ("study", "output_dir", "bertscore_model", "bertscore_num_layers", "bertscore_rescale")
 
-def score_file(predictions: str, references: str) -> None:
-    """Print EM and F1 of {id: text} as the official script does; warnings go to standard error."""
+
+def score_file(arguments: argparse.Namespace) -> dict[str, Any]:
+    """EM and F1 of {id: text} as the official script has them; with --name the report as well.
+
+    Everything but the result goes to standard error.
+    """
     from qa import metrics, squad
 
-    texts = squad.read_json(study.expand_path(predictions))
-    if not isinstance(texts, dict):
-        raise UserError(f"{predictions}: must be an object of the form {{id: text}}")
-    for id, text in texts.items():
-        if not isinstance(text, str):
-            raise UserError(f"{predictions}: the prediction of {id[:60]!r} is no text")
-    gold = squad.read_file("references", references)
+    texts = squad.read_predictions(study.expand_path(arguments.predictions))
+    gold = squad.read_file("references", arguments.references)
     scores = metrics.score(texts, gold.examples)
     if scores.missing:
         print(
@@ -34,7 +38,30 @@ def score_file(predictions: str, references: str) -> None:
     strangers = len(texts.keys() - {example.id for example in gold.examples})
     if strangers:
         print(f"warning: {strangers} predictions are for no question of it", file=sys.stderr)
-    print(json.dumps({"exact_match": scores.exact_match, "f1": scores.f1}))
+    found = {"exact_match": scores.exact_match, "f1": scores.f1}
+    if arguments.name is None:
+        return found
+
+    from qa import bertscore, comparison, report
+
+    settings = study.resolve(study.flags_layer(arguments))[0]
+    run = {
+        "run_name": arguments.name,
+        "method": arguments.name,
+        "seed": 0,
+        "data": {"test": str(gold)},
+        "fingerprints": {"test": gold.fingerprint},
+    }
+    scorer = bertscore.scorer_of(settings)
+    made = comparison.compare([run], [texts], [[]], gold.examples, scorer)
+    report.present(
+        report.make_console(stderr=True),
+        Path(settings.output_dir or "."),
+        f"Predictions of {arguments.name}",
+        made,
+        *(gold.examples, [texts], [[]], [{}]),
+    )
+    return made if arguments.json else found
 
 
 def main() -> None:
@@ -43,16 +70,31 @@ def main() -> None:
     )
     parser.add_argument("--predictions", metavar="FILE", help="JSON {id: text} to score")
     parser.add_argument("--references", metavar="FILE", help="SQuAD v1.1 JSON to score it against")
-    study.add_settings(parser, ["study", "output_dir"])
+    parser.add_argument(
+        "--name",
+        help="write the report of the predictions file under this name of a method, "
+        "to output_dir or else to the current folder",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="results.json on standard output, and nothing else"
+    )
+    study.add_settings(parser, SETTINGS)
     arguments = parser.parse_args()
     if bool(arguments.predictions) != bool(arguments.references):
         raise UserError("--predictions and --references go together")
+    if arguments.name is not None and not arguments.predictions:
+        raise UserError("--name goes with --predictions; a run's name is its folder's")
+    if arguments.name is not None and not arguments.name.strip():
+        raise UserError("--name: is empty; give the name of a method")
     if arguments.predictions:
-        score_file(arguments.predictions, arguments.references)
-    else:
-        from qa.report import compare, make_console
+        print(json.dumps(score_file(arguments), ensure_ascii=False))
+        return
+    from qa.report import compare, make_console
 
-        compare(make_console(), study.resolve(study.flags_layer(arguments))[0])
+    console = make_console(stderr=arguments.json)
+    made = compare(console, study.resolve(study.flags_layer(arguments))[0])
+    if arguments.json:
+        print(json.dumps(made, ensure_ascii=False))
 
 
 if __name__ == "__main__":

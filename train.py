@@ -204,15 +204,17 @@ def train(
     """
     from accelerate.utils import broadcast_object_list
 
-    from qa import loop, metrics, report, runs, spans
+    from qa import bertscore, loop, metrics, report, runs, spans
     from qa.checkpoint import stop_signals
 
     run_dir = settings.run_dir()
     # One process decides, before it writes; all the others hear the same.
-    results, problem = None, None
+    results, problem, scorer = None, None, None
     if accelerator.is_main_process:
         try:
             results = runs.open_run(settings)
+            if results is None:  # before the training: a model that cannot be had ends it here
+                scorer = bertscore.scorer_of(settings)
         except UserError as error:
             problem = error
     results, problem = broadcast_object_list([results, problem])
@@ -287,7 +289,8 @@ def train(
             display.on_batch,
         )
 
-    scores = metrics.score(spans.best_texts(predictions), examples)
+    texts = spans.best_texts(predictions)
+    scores = metrics.score(texts, examples)
     history = progress.history if progress else []
     best = next((row for row in history if row["step"] == progress.best_step), {})
     results = {
@@ -313,6 +316,8 @@ def train(
         ),
     }
     if accelerator.is_main_process:
+        results["eval_bertscore_f1"] = float(scorer.score([texts], examples).mean())
+        results["bertscore_hash"] = scorer.hash
         results["adapter_bytes"] = runs.save_model(run_dir, model, prepared.base, settings)
         runs.write_outcome(settings, results, predictions)
     accelerator.log({"test_f1": scores.f1, "test_exact_match": scores.exact_match})
@@ -347,7 +352,7 @@ def list_methods(settings: study.Settings, console: Any) -> None:
 
 def main() -> None:
     settings, origins = parse(sys.argv[1:])
-    from qa import report
+    from qa import comparison, report
 
     if LIST in sys.argv:
         list_methods(settings, report.make_console())
@@ -357,7 +362,7 @@ def main() -> None:
     results = train(settings, origins, accelerator, num_threads, console)
     if accelerator.is_main_process:
         named = {**results, "run_name": settings.run_name or results["method"]}
-        report.print_table(console, [named], f"test split: {results['data']['test']}")
+        report.print_table(console, comparison.compare([named], [{}], [[]], None, None))
         console.print(
             f"written to {report.shown(settings.run_dir())}", markup=False, soft_wrap=True
         )

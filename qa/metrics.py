@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qa.squad import Example
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -56,19 +58,27 @@ class Scores:
     missing: int
 
 
+def by_question(
+    predictions: Mapping[str, str], examples: Sequence[Example]
+) -> tuple[np.ndarray, np.ndarray]:
+    """EM and F1 in percent of each question, (Q,) each; 0 without a prediction."""
+    scores = np.zeros((2, len(examples)))
+    for column, example in enumerate(examples):
+        prediction = predictions.get(example.id)
+        if prediction is not None:
+            truths = [text for text, _ in example.answers]
+            scores[:, column] = [
+                metric_max_over_ground_truths(metric, prediction, truths)
+                for metric in (exact_match, f1)
+            ]
+    return 100.0 * scores[0], 100.0 * scores[1]
+
+
 def score(predictions: Mapping[str, str], examples: Sequence[Example]) -> Scores:
     """EM and F1 in percent of {id: text} against the examples' gold answers."""
-    total_em = total_f1 = missing = 0
-    for example in examples:
-        prediction = predictions.get(example.id)
-        if prediction is None:
-            missing += 1
-            continue
-        truths = [text for text, _ in example.answers]
-        total_em += metric_max_over_ground_truths(exact_match, prediction, truths)
-        total_f1 += metric_max_over_ground_truths(f1, prediction, truths)
-    count = len(examples)
-    return Scores(100.0 * total_em / count, 100.0 * total_f1 / count, missing)
+    em, overlap = by_question(predictions, examples)
+    missing = sum(example.id not in predictions for example in examples)
+    return Scores(float(em.mean()), float(overlap.mean()), missing)
 
 
 def evaluate_library() -> Any:
@@ -87,8 +97,13 @@ def evaluate_library() -> Any:
     return module
 
 
-def squad_metric() -> Any:
-    """EM and F1 as an `evaluate.Metric`, for `evaluate.combine` and other users of that library.
+def as_metric(
+    name: str,
+    description: str,
+    citation: str,
+    compute: Callable[[Mapping[str, str], Sequence[Example]], dict[str, Any]],
+) -> Any:
+    """`compute` as an `evaluate.Metric`, for `evaluate.combine` and other users of that library.
 
     compute(predictions=[{"id", "prediction_text"}], references=[{"id", "answers"}]), the inputs
     of the library's own "squad", which it would fetch from a hub.
@@ -96,15 +111,15 @@ def squad_metric() -> Any:
     library = evaluate_library()
     import datasets
 
-    class Squad(library.Metric):
+    class Metric(library.Metric):
         def _info(self):
             answers = {
                 "text": datasets.Sequence(datasets.Value("string")),
                 "answer_start": datasets.Sequence(datasets.Value("int32")),
             }
             return library.MetricInfo(
-                description="exact match and F1 of extractive question answering, in percent",
-                citation="https://arxiv.org/abs/1606.05250",
+                description=description,
+                citation=citation,
                 features=datasets.Features(
                     {
                         "predictions": {
@@ -122,7 +137,22 @@ def squad_metric() -> Any:
                 Example(r["id"], "", "", "", tuple((text, 0) for text in r["answers"]["text"]))
                 for r in references
             ]
-            found = score(texts, examples)
-            return {"exact_match": found.exact_match, "f1": found.f1}
+            return compute(texts, examples)
 
-    return Squad()
+    Metric.__name__ = Metric.__qualname__ = name
+    return Metric()
+
+
+def squad_metric() -> Any:
+    """EM and F1 as an `evaluate.Metric`."""
+
+    def compute(texts: Mapping[str, str], examples: Sequence[Example]) -> dict[str, float]:
+        found = score(texts, examples)
+        return {"exact_match": found.exact_match, "f1": found.f1}
+
+    return as_metric(
+        "Squad",
+        "exact match and F1 of extractive question answering, in percent",
+        "https://arxiv.org/abs/1606.05250",
+        compute,
+    )

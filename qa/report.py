@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from rich import box
@@ -48,11 +48,11 @@ def run_command(main: Callable[[], None]) -> None:
     sys.exit(status)
 
 
-def make_console(quiet: bool = False) -> Console:
+def make_console(quiet: bool = False, stderr: bool = False) -> Console:
     """The one place output goes through. Pipes get lines that are not folded."""
-    console = Console(quiet=quiet, highlight=False)
+    console = Console(quiet=quiet, stderr=stderr, highlight=False)
     if not console.is_terminal:
-        console = Console(quiet=quiet, highlight=False, width=100, soft_wrap=False)
+        console = Console(quiet=quiet, stderr=stderr, highlight=False, width=100, soft_wrap=False)
     return console
 
 
@@ -223,12 +223,6 @@ def parameters(values: Mapping[str, Any]) -> str:
     )
 
 
-def search_cost(search: Mapping[str, Any] | None) -> str:
-    return (
-        f"{search['n_trials']} × {search['seconds'] / search['n_trials']:.0f} s" if search else "–"
-    )
-
-
 def print_outcome(console: Console, name: str, found: Mapping[str, Any]) -> None:
     """What a search found, against the settings it began with."""
     against = found["default_value"]
@@ -292,7 +286,7 @@ def print_methods(console: Console, name: str, base: Any, rows: Sequence[tuple])
     table.add_column("what trains")
     table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("rate", justify="right", no_wrap=True)
-    table.add_column("paper", overflow="fold")
+    table.add_column("paper", overflow="fold", max_width=24)
     for method, count in rows:
         table.add_row(
             method.name,
@@ -304,16 +298,12 @@ def print_methods(console: Console, name: str, base: Any, rows: Sequence[tuple])
     console.print(table)
 
 
-def spread(values: Sequence[float]) -> str:
-    """'mean ± sd' over seeds; one seed has no sd."""
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{mean(values):.2f} ± {stdev(values):.2f}"
+def compare(console: Console, settings: Settings) -> dict[str, Any]:
+    """Compare a study's runs: the table, and results.json, report.html, report.md beside them.
 
-
-def compare(console: Console, settings: Settings) -> None:
-    """Print the table of a study's runs and write results.json beside them. Raises UserError."""
-    from qa import runs  # which loads torch: not before it is needed
+    → what results.json holds. Raises UserError.
+    """
+    from qa import bertscore, comparison, runs  # which load torch: not before it is needed
 
     read_study(settings.study)
     folder = settings.run_dir().parent.parent
@@ -328,56 +318,88 @@ def compare(console: Console, settings: Settings) -> None:
             f"{one['data']['test']}; {other['run_dir']}: {other['data']['test']}) and do not "
             "compare; keep them apart with --output_dir"
         )
-    print_table(console, found, f"test split: {found[0]['data']['test']}")
-    target = settings.study_dir() / "results.json"
-    runs.write_json(target, {"study": settings.study, "runs": found})
-    console.print(f"written to {shown(target)}", markup=False, soft_wrap=True)
+    folders = [folder / run["run_dir"] for run in found]
+    evidence = [runs.read_evidence(run_dir) for run_dir in folders]
+    predictions, histories, configs = map(list, zip(*evidence))
+    examples, problem = runs.read_test_examples(folders, *tests)
+    scorer = None
+    if examples is None:
+        console.print(f"no intervals, slices and examples: {problem}", markup=False, soft_wrap=True)
+    else:
+        scorer = bertscore.scorer_of(settings)
+    with console.status("comparing"):
+        made = comparison.compare(found, predictions, histories, examples, scorer)
+    made = {"study": settings.study, **made}
+    evidence = examples, predictions, histories, configs
+    present(console, settings.study_dir(), f"Study {settings.study}", made, *evidence)
+    return made
 
 
-def print_table(console: Console, found: Sequence[Mapping[str, Any]], title: str) -> None:
-    """One row a method, over its seeds; the best of each score in bold."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for run in found:
-        groups.setdefault(run["run_name"], []).append(run)
-    ordered = sorted(groups.items(), key=lambda g: -mean(r["eval_f1"] for r in g[1]))
-    best = {
-        key: max(mean(r[key] for r in group) for group in groups.values())
-        for key in ("eval_exact_match", "eval_f1")
-    }
-    console.print(title, markup=False, soft_wrap=True)
+def present(
+    console: Console, folder: Path, title: str, made: Mapping[str, Any], *evidence: Any
+) -> None:
+    """Print a comparison's table and findings; write results.json and the report. Raises UserError.
+
+    evidence: what the page takes beside the comparison (`page.html`).
+    """
+    from qa import checkpoint, page
+
+    print_table(console, made)
+    console.print(" ".join(made["findings"]), markup=False)
+    text = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_text(folder / "results.json", text)
+        written = [folder / "results.json", *page.write(folder, made, title, *evidence)]
+    except OSError as error:
+        raise UserError(f"output_dir: {folder}: {error.strerror}; choose another folder") from None
+    names = ", ".join(path.name for path in written)
+    console.print(f"{names} written to {shown(folder)}", markup=False, soft_wrap=True)
+
+
+def print_table(console: Console, made: Mapping[str, Any]) -> None:
+    """One row a method, over its seeds; the best of each score marked, and what ties with it."""
+    from qa import page
+
+    rows = made["rows"]
+    for line in page.subtitle(made):
+        console.print(line, markup=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("run", overflow="fold", min_width=max(map(len, groups)))
-    searched = any(run.get("search") for run in found)
-    for name in ("seeds", "EM", "F1", "trainable", "epoch", "train s", "kB"):
+    table.add_column("run", overflow="fold", min_width=max(len(row["run_name"]) for row in rows))
+    table.add_column("seeds", justify="right", no_wrap=True)
+    for label in page.SCORES.values():
+        table.add_column(label, justify="left", no_wrap=True)
+    searched = any(row["cost"]["search_trials"] for row in rows)
+    for name in ("trainable", "train s", *(["search"] if searched else [])):
         table.add_column(name, justify="right", no_wrap=True)
-    if searched:
-        table.add_column("search", justify="right", no_wrap=True)
-    notes = set()
-    for name, group in ordered:
+    for row in rows:
         cells = []
-        for key in ("eval_exact_match", "eval_f1"):
-            values = [run[key] for run in group]
-            text = spread(values)
-            cells.append(f"[bold]{text}[/]" if mean(values) == best[key] else text)
-        trained = any(run["trainable_params"] for run in group)
-        if not trained and not group[0]["head_trained"]:
-            name += " †"
-            notes.add(
-                "† head not trained: this encoder comes without a span head, so its own is random"
+        for key in page.SCORES:
+            score = row["scores"].get(key)
+            sign = page.mark(score, len(rows))
+            text = Text(f"{page.spread(score)} {sign}", style="bold" if sign == "*" else "")
+            if page.interval(score):
+                text.append(f"\n{page.interval(score)}", style="not bold dim")
+            cells.append(text)
+        cost = row["cost"]
+        search = None
+        if cost["search_trials"]:
+            search = (
+                f"{cost['search_trials']} × {cost['search_seconds'] / cost['search_trials']:.0f} s"
             )
         table.add_row(
-            name,
-            str(len(group)),
+            Text(row["run_name"] + (" †" if row["random_head"] else "")),
+            str(len(row["seeds"])),
             *cells,
-            f"{group[0]['trainable_params']:,}",
-            f"{mean(r['best_epoch'] for r in group):.1f}" if trained else "–",
-            f"{mean(r['train_seconds'] for r in group):.0f}" if trained else "–",
-            f"{mean(r['adapter_bytes'] for r in group) / 1000:.0f}" if trained else "–",
-            *([search_cost(group[0].get("search"))] if searched else []),
+            page.number(cost["trainable_params"]),
+            page.number(cost["train_seconds"]),
+            *([search or "–"] if searched else []),
         )
     console.print(table)
-    for note in sorted(notes):
-        console.print(note, markup=False, soft_wrap=True)
+    for note in page.legend(made):
+        console.print(note, markup=False)
+    if made["bertscore_hash"]:
+        console.print(f"BERTScore: {made['bertscore_hash']}", markup=False, soft_wrap=True)
 
 
 def one_line(text: str) -> str:

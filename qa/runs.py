@@ -23,6 +23,7 @@ from qa import UserError, __version__, checkpoint
 from qa.methods import Method, get_method
 from qa.model import SHORT_NAMES, Base, SpanModel, attach, load_base
 from qa.spans import Span, best_texts
+from qa.squad import Example, load_splits, read_json, read_predictions
 from qa.study import FIELDS, Settings, check_field
 
 PACKAGES = (
@@ -56,6 +57,7 @@ base_model: {base}
 | test | {data[test]} |
 | exact match, test | {eval_exact_match:.2f} |
 | F1, test | {eval_f1:.2f} |
+| BERTScore, test | {eval_bertscore_f1:.2f} ({bertscore_hash}) |
 
 Every setting, and where it came from, stands in `config.json`; this repeats the run:
 
@@ -337,6 +339,45 @@ def write_outcome(
     checkpoint.write_text(run_dir / "README.md", CARD.format(**values))
     write_json(run_dir / "eval_results.json", results)
     shutil.rmtree(run_dir / "checkpoint", ignore_errors=True)
+
+
+def read_evidence(run_dir: Path) -> tuple[dict[str, str], list[dict[str, float]], dict[str, Any]]:
+    """Predictions {id: text}, history (none where nothing trained) and config.json of a run.
+
+    Raises UserError for a damaged file.
+    """
+    predictions = read_predictions(run_dir / "eval_predictions.json")
+    config = read_json(run_dir / "config.json")
+    path = run_dir / "history.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        history = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run again with --overwrite") from None
+    return predictions, history, config
+
+
+def read_test_examples(
+    run_dirs: Sequence[Path], fingerprint: str
+) -> tuple[list[Example] | None, str]:
+    """The test split the runs were scored on, loaded as one of them loaded it.
+
+    None and the reason where it is no longer to be had, or no longer what it was.
+    """
+    problem = ""
+    for run_dir in run_dirs:
+        saved = read_json(run_dir / "config.json").get("settings", {})
+        known = {name: check_field(name, value, "config.json") for name, value in saved.items()
+                 if name in FIELDS and name != "hyperparameters"}  # fmt: skip
+        try:
+            splits, _ = load_splits(Settings(**known), ["test"])
+        except UserError as error:
+            problem = str(error)
+            continue
+        if splits["test"].fingerprint == fingerprint:
+            return splits["test"].examples, ""
+        problem = f"{splits['test'].source} has changed since the runs were scored"
+    return None, problem
 
 
 def find_runs(folder: Path) -> list[dict[str, Any]]:

@@ -190,6 +190,17 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: no valid JSON: {str(error).split(';')[0]}") from None
 
 
+def read_predictions(path: Path) -> dict[str, str]:
+    """{id: text} from a JSON file, as the official scorer takes it. Raises UserError."""
+    texts = read_json(path)
+    if not isinstance(texts, dict):
+        raise UserError(f"{path}: must be an object of the form {{id: text}}")
+    for id, text in texts.items():
+        if not isinstance(text, str):
+            raise UserError(f"{path}: the prediction of {id[:60]!r} is no text")
+    return texts
+
+
 def read_file(name: str, path: str, on_bad_example: str = "error") -> Split:
     """The split `name` from a SQuAD v1.1 JSON file. Raises UserError."""
     file = expand_path(path)
@@ -333,8 +344,8 @@ def load_splits(
 
     validation is `validation_file`, else a data set's own (where it has a test split as well),
     else whole articles held out of train. test is `test_file`, else the data set's test split,
-    else its validation split, as SQuAD is published. A split that is not named is not opened;
-    train is always one of them.
+    else its validation split, as SQuAD is published. A split that is not named is not opened,
+    but for train where validation comes from it.
     """
     commit = None
     splits: dict[str, Split] = {}
@@ -346,7 +357,7 @@ def load_splits(
             splits[name] = read_file(name, path, settings.on_bad_example)
         elif name not in splits and name != "validation":
             raise UserError(f"{name}_file: no {name} data; give --{name}_file (or --dataset_name)")
-    if "validation" not in splits:
+    if "validation" in names and "validation" not in splits:
         splits["train"], splits["validation"] = hold_out(
             splits["train"], settings.validation_fraction, settings.data_seed
         )

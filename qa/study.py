@@ -110,6 +110,19 @@ class Settings:
         None, "CPU threads a process (default: cores ÷ processes of this machine)", at_least=1
     )
 
+    bertscore_model: str = setting(
+        "embedded", "BERTScore's scoring model: hub id, folder or embedded", affects_result=False
+    )
+    bertscore_num_layers: int | None = setting(
+        None,
+        "layers of it (default: bert-score's choice, else all)",
+        affects_result=False,
+        at_least=1,
+    )
+    bertscore_rescale: bool = setting(
+        False, "rescale BERTScore with bert-score's English baseline", affects_result=False
+    )
+
     output_dir: str | None = setting(
         None, "folder of the runs (default: studies/STUDY/runs)", affects_result=False
     )

@@ -8,13 +8,18 @@ import pytest
 QA = Path(__file__).parent.parent / "qa"
 # Each file may import those before it: examples → windows → … → what a person sees.
 ORDER = ["__init__", "methods", "study", "squad", "windows", "spans", "metrics"]
+ORDER += ["bertscore", "certainty"]
 ORDER += ["kernels", "adalora", "model"]
-ORDER += ["checkpoint", "loop", "search", "runs", "report", "answer", "export"]
+ORDER += ["checkpoint", "loop", "search", "runs"]
+ORDER += ["comparison", "pictures", "page", "report", "answer", "export"]
 ONLY = {
     "rich": {"report"},
     "optuna": {"search"},
     "peft": {"methods", "kernels", "model", "runs"},
     "argparse": {"study"},
+    "bert_score": {"bertscore"},
+    "matplotlib": {"pictures"},
+    "jinja2": {"page"},
 }
 
 

@@ -1,0 +1,401 @@
+"""Which method is better, by how much, how sure, where, and at what cost?
+
+From the results, predictions and histories of runs to one plain structure, `compare`, of which
+table, page and results.json are made. Every sentence of the findings is computed from it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from qa import metrics
+from qa.bertscore import Scorer
+from qa.certainty import ALPHA, NUM_RESAMPLES, Bootstrap, holm
+from qa.squad import Example
+
+SCORES = {"exact_match": "EM", "f1": "F1", "bertscore_f1": "BERTScore"}
+QUESTION_WORDS = ("what", "which", "who", "whose", "whom", "when", "where", "how", "why")
+CONVERGED = 0.95  # of a run's own best validation F1
+# What a point of F1 costs: unit, and the cost's key with what it is divided by.
+PER_COST = {
+    "1,000 trained parameters": ("trainable_params", 1000),
+    "kB of adapter": ("adapter_bytes", 1000),
+    "minute of training": ("train_seconds", 60),
+    "GB of memory": ("peak_memory_mb", 1024),
+    "minute of search": ("search_seconds", 60),
+}
+
+
+def compare(
+    found: Sequence[Mapping[str, Any]],
+    predictions: Sequence[Mapping[str, str]],
+    histories: Sequence[Sequence[Mapping[str, float]]],
+    examples: Sequence[Example] | None,
+    scorer: Scorer | None,
+) -> dict[str, Any]:
+    """Everything that is said of some runs, as plain values.
+
+    found: results of the runs (`runs.find_runs`); predictions, histories: theirs, in their order.
+    examples: of the test split; without them there are scores and costs, but no certainty.
+    scorer: for BERTScore; None takes what the runs have saved, where it is of one scorer.
+    """
+    found = [dict(run) for run in found]
+    by_question: dict[str, np.ndarray] = {}
+    if examples is not None:
+        by_question = _score(found, predictions, examples, scorer)
+    elif len({run.get("bertscore_hash") for run in found}) > 1:
+        for run in found:  # of several scorers, which do not compare
+            run.pop("eval_bertscore_f1", None)
+    groups: dict[str, list[int]] = {}
+    for index, run in enumerate(found):
+        groups.setdefault(run["run_name"], []).append(index)
+    rows = [
+        _row(name, [found[i] for i in indices], [histories[i] for i in indices])
+        for name, indices in groups.items()
+    ]
+    rows.sort(key=lambda row: -row["scores"]["f1"]["value"])
+    _mark_best(rows)
+    made = {
+        "rows": rows,
+        "runs": found,
+        "test": found[0].get("data", {}).get("test"),
+        "bertscore_hash": found[0].get("bertscore_hash"),
+        "bootstrap": None,
+        "differences": [],
+        "slices": [],
+    }
+    if examples is not None:
+        arrays = {
+            name: {key: scores[indices] for key, scores in by_question.items()}
+            for name, indices in groups.items()
+        }  # of each run name and score: (S, Q)
+        boot = Bootstrap([example.title for example in examples])
+        made["bootstrap"] = {
+            "num_resamples": NUM_RESAMPLES,
+            "questions": len(examples),
+            "articles": boot.num_articles,
+        }
+        made["differences"] = _certainty(rows, arrays, boot)
+        made["slices"] = _slices(rows, arrays, boot, examples)
+    made["claims"] = _claims(made)
+    made["findings"] = _findings(made)
+    return made
+
+
+def _score(
+    found: list[dict[str, Any]],
+    predictions: Sequence[Mapping[str, str]],
+    examples: Sequence[Example],
+    scorer: Scorer | None,
+) -> dict[str, np.ndarray]:
+    """Percent of every run and question, (runs, Q) by score; the means go to the results."""
+    pairs = [metrics.by_question(texts, examples) for texts in predictions]
+    scores = {
+        "exact_match": np.stack([em for em, _ in pairs]),
+        "f1": np.stack([overlap for _, overlap in pairs]),
+    }
+    if scorer:
+        scores["bertscore_f1"] = scorer.score(predictions, examples)
+    for index, run in enumerate(found):
+        run |= {f"eval_{key}": float(of_runs[index].mean()) for key, of_runs in scores.items()}
+        if scorer:
+            run["bertscore_hash"] = scorer.hash
+    return scores
+
+
+def _row(name: str, runs: list[Mapping], histories: list[Sequence[Mapping]]) -> dict[str, Any]:
+    """One run name over its seeds: mean ± sd of the scores, what it cost, how fast it converged."""
+    scores = {}
+    for key in SCORES:
+        values = [run[f"eval_{key}"] for run in runs if f"eval_{key}" in run]
+        if len(values) == len(runs):
+            sd = stdev(values) if len(values) > 1 else None
+            scores[key] = {"value": mean(values), "sd": sd}
+    first = runs[0]
+    trained = any(run.get("trainable_params") for run in runs)
+    search = first.get("search") or {}
+    rates = [rate for rate in map(_examples_per_second, histories) if rate]
+    cost = {
+        "trainable_params": first.get("trainable_params"),
+        "total_params": first.get("total_params"),
+        "adapter_bytes": _mean(runs, "adapter_bytes") if trained else None,
+        "train_seconds": _mean(runs, "train_seconds") if trained else None,
+        "examples_per_second": mean(rates) if rates else None,
+        "peak_memory_mb": _mean(runs, "peak_memory_mb"),
+        "search_trials": search.get("n_trials"),
+        "search_seconds": search.get("seconds"),
+    }
+    f1 = scores["f1"]["value"]
+    cost["f1_per"] = {
+        unit: f1 / (cost[key] / size) if cost[key] else None
+        for unit, (key, size) in PER_COST.items()
+    }
+    return {
+        "run_name": name,
+        "method": first["method"],
+        "seeds": [run["seed"] for run in runs],
+        "scores": scores,
+        "cost": cost,
+        "best_epoch": _mean(runs, "best_epoch") if trained else None,
+        "converged_steps": [s for s in map(converged_step, histories) if s is not None],
+        # a freshly drawn head that nothing has trained answers at random
+        "random_head": not trained and first.get("head_trained") is False,
+    }
+
+
+def _mean(runs: Sequence[Mapping], key: str) -> float | None:
+    values = [run[key] for run in runs if run.get(key) is not None]
+    return mean(values) if values else None
+
+
+def _examples_per_second(history: Sequence[Mapping[str, float]]) -> float | None:
+    """Over the whole training: each evaluation's own rate, weighted by the time it took."""
+    steps = np.diff([0, *(row["step"] for row in history)])
+    seconds = [n / row["examples_per_second"] for n, row in zip(steps, history, strict=True)]
+    return float(steps.sum() / sum(seconds)) if len(history) else None
+
+
+def converged_step(history: Sequence[Mapping[str, float]]) -> int | None:
+    """Updates until validation F1 first reached 95 % of the run's own best; None: nothing trained.
+
+    Known as finely as the run was evaluated.
+    """
+    best = max((row["eval_f1"] for row in history), default=0)
+    return next((row["step"] for row in history if row["eval_f1"] >= CONVERGED * best), None)
+
+
+def _mark_best(rows: list[dict[str, Any]]) -> None:
+    for key in SCORES:
+        values = [row["scores"][key]["value"] for row in rows if key in row["scores"]]
+        for row in rows:
+            if key in row["scores"]:
+                row["scores"][key]["best"] = row["scores"][key]["value"] == max(values)
+
+
+def _certainty(rows: list[dict], arrays: Mapping, boot: Bootstrap) -> list[dict[str, Any]]:
+    """Intervals into the rows; the difference of every pair, the better first.
+
+    A row whose difference from the best has an interval over 0, or does not stand up to Holm's
+    correction over the comparisons with the best, is `tied` with it.
+    """
+    differences = []
+    for key in rows[0]["scores"]:
+        ordered = sorted(rows, key=lambda row: -row["scores"][key]["value"])
+        for row in rows:
+            estimate = boot.score(row["run_name"], arrays[row["run_name"]][key])
+            row["scores"][key] |= {"low": estimate.low, "high": estimate.high}
+        pairs = [
+            {
+                "score": key,
+                "a": a["run_name"],
+                "b": b["run_name"],
+                **asdict(
+                    boot.difference(
+                        a["run_name"], arrays[a["run_name"]][key],
+                        b["run_name"], arrays[b["run_name"]][key],
+                    )
+                ),
+            }
+            for i, a in enumerate(ordered)
+            for b in ordered[i + 1 :]
+        ]  # fmt: skip
+        with_best = {pair["b"]: pair for pair in pairs if pair["a"] == ordered[0]["run_name"]}
+        corrected = holm({name: pair["p"] for name, pair in with_best.items()})
+        for row in ordered[1:]:
+            pair = with_best[row["run_name"]]
+            pair["p_holm"] = corrected[row["run_name"]]
+            row["scores"][key]["p_holm"] = pair["p_holm"]
+            row["scores"][key]["tied"] = pair["low"] <= 0 or pair["p_holm"] >= ALPHA
+        differences += pairs
+    return differences
+
+
+def slices_of(examples: Sequence[Example]) -> dict[str, dict[str, np.ndarray]]:
+    """Groups of questions, (Q,) masks by kind and label; those without a question are left out."""
+    words = [_question_word(example.question) for example in examples]
+    answers = [min(len(text.split()) for text, _ in example.answers) for example in examples]
+    contexts = np.array([len(example.context.split()) for example in examples])
+    low, high = np.quantile(contexts, [1 / 3, 2 / 3]).round().astype(int)
+    agreement = [_agreement(example) for example in examples]
+    kinds = {
+        "question word": (np.array(words), [*QUESTION_WORDS, "other"]),
+        "answer length": (
+            np.select(
+                [np.array(answers) <= n for n in (1, 2, 4)],
+                ["1 word", "2 words", "3–4 words"],
+                "5 words or more",
+            ),
+            ["1 word", "2 words", "3–4 words", "5 words or more"],
+        ),
+        "context length": (
+            np.select(
+                [contexts <= low, contexts <= high],
+                [f"up to {low} words", f"{low + 1}–{high} words"],
+                f"over {high} words",
+            ),
+            [f"up to {low} words", f"{low + 1}–{high} words", f"over {high} words"],
+        ),
+        "gold answers": (np.array(agreement), ["a single one", "all alike", "differing"]),
+    }
+    return {
+        kind: {label: of == label for label in labels if (of == label).any()}
+        for kind, (of, labels) in kinds.items()
+    }
+
+
+def _question_word(question: str) -> str:
+    """The first of the words in the question that asks; 'other' where there is none."""
+    return next((w for w in re.findall(r"\w+", question.lower()) if w in QUESTION_WORDS), "other")
+
+
+def _agreement(example: Example) -> str:
+    if len(example.answers) == 1:
+        return "a single one"
+    distinct = {metrics.normalize_answer(text) for text, _ in example.answers}
+    return "all alike" if len(distinct) == 1 else "differing"
+
+
+def _slices(
+    rows: list[dict], arrays: Mapping, boot: Bootstrap, examples: Sequence[Example]
+) -> list:
+    """F1 of each run with its interval, by slice."""
+    return [
+        {
+            "kind": kind,
+            "label": label,
+            "n": int(mask.sum()),
+            "f1": {
+                row["run_name"]: asdict(
+                    boot.score(row["run_name"], arrays[row["run_name"]]["f1"], mask)
+                )
+                for row in rows
+            },
+        }
+        for kind, masks in slices_of(examples).items()
+        for label, mask in masks.items()
+    ]
+
+
+def _claims(made: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The starting report's claims about LoRA and prompt tuning, held against the data.
+
+    For each pair of runs set up alike (lora with prompt_tuning, lora-tuned with
+    prompt_tuning-tuned, …).
+    """
+    rows = {row["run_name"]: row for row in made["rows"]}
+    by_setup: dict[str, dict[str, dict]] = {}
+    for name, row in rows.items():
+        if row["method"] in ("lora", "prompt_tuning"):
+            by_setup.setdefault(name.removeprefix(row["method"]), {})[row["method"]] = row
+    claims = []
+    for pair in by_setup.values():
+        if len(pair) < 2:
+            continue
+        lora, prompt = pair["lora"], pair["prompt_tuning"]
+        names = f"{lora['run_name']} above {prompt['run_name']}"
+        claims.append({"claim": f"{names} in convergence speed", **_faster(lora, prompt)})
+        for key in ("f1", "exact_match"):
+            claims.append({"claim": f"{names} in {SCORES[key]}", **_above(made, lora, prompt, key)})
+    return claims
+
+
+def _faster(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, str]:
+    """yes or no where all seeds of one lie on one side of all seeds of the other, two at least."""
+    fast, slow = a["converged_steps"], b["converged_steps"]
+    answer = "undecided"
+    if min(len(fast), len(slow)) > 1:
+        if max(fast) < min(slow):
+            answer = "yes"
+        elif min(fast) > max(slow):
+            answer = "no"
+    listed = [", ".join(map(str, steps)) or "no history" for steps in (fast, slow)]
+    why = f"updates until 95 % of the best validation F1, by seed: {listed[0]} against {listed[1]}"
+    return {"answer": answer, "evidence": why}
+
+
+def _above(made: Mapping[str, Any], a: Mapping, b: Mapping, key: str) -> dict[str, str]:
+    """yes or no where the difference's interval lies on one side of 0."""
+    for pair in made["differences"]:
+        if pair["score"] == key and {pair["a"], pair["b"]} == {a["run_name"], b["run_name"]}:
+            sign = 1 if pair["a"] == a["run_name"] else -1
+            low, high = sorted((sign * pair["low"], sign * pair["high"]))
+            answer = "yes" if low > 0 else "no" if high < 0 else "undecided"
+            why = f"difference {sign * pair['value']:+.2f}, 95 % interval [{low:.2f}, {high:.2f}]"
+            return {"answer": answer, "evidence": why}
+    return {"answer": "undecided", "evidence": "the test data is not there: no intervals"}
+
+
+def _findings(made: Mapping[str, Any]) -> list[str]:
+    """The closing paragraph, a sentence an item."""
+    rows, boot = made["rows"], made["bootstrap"]
+    best, rest = rows[0], rows[1:]
+    name, f1 = best["run_name"], best["scores"]["f1"]
+    over = f" over {len(best['seeds'])} seeds" if len(best["seeds"]) > 1 else ""
+    if not boot:
+        return [
+            f"{name} has the highest F1, {f1['value']:.2f}{over}; without the test data there are "
+            "no intervals, and nothing is said of differences."
+        ]
+    about = f"on {boot['questions']:,} questions of {boot['articles']:,} articles"
+    value = f"{f1['value']:.2f} [{f1['low']:.2f}, {f1['high']:.2f}]{over}"
+    if not rest:
+        return [f"{name} reaches F1 {value} {about}; there is nothing to compare it with."]
+    tied = [row for row in rest if row["scores"]["f1"]["tied"]]
+    said = [f"{name} {'has the highest F1' if tied else 'won'}: F1 {value} {about}."]
+    for row in rest:
+        pair = next(
+            d
+            for d in made["differences"]
+            if d["score"] == "f1" and (d["a"], d["b"]) == (name, row["run_name"])
+        )
+        interval = f"{pair['value']:.2f} [{pair['low']:.2f}, {pair['high']:.2f}]"
+        p = f"p {_p(pair['p_holm'])}"
+        if row in tied:
+            said.append(f"Its distance from {row['run_name']}, {interval} ({p}), is a tie.")
+        else:
+            said.append(f"It stands {interval} F1 above {row['run_name']} ({p}).")
+    said += _cost_findings(best, tied, rest)
+    for claim in made["claims"]:
+        said.append(f"Claimed: {claim['claim']}; found: {claim['answer']} ({claim['evidence']}).")
+    return said
+
+
+def _cost_findings(best: Mapping, tied: list[Mapping], rest: list[Mapping]) -> list[str]:
+    cost, said = best["cost"], []
+    if cost["trainable_params"]:
+        share = 100 * cost["trainable_params"] / cost["total_params"]
+        said.append(
+            f"{best['run_name']} trains {cost['trainable_params']:,} of {cost['total_params']:,} "
+            f"parameters ({share:.2f} %) in {cost['train_seconds']:.0f} s a seed"
+            + (
+                f", after {cost['search_seconds']:.0f} s of search."
+                if cost["search_seconds"]
+                else "."
+            )
+        )
+    elif cost["trainable_params"] == 0:
+        said.append(f"{best['run_name']} trains nothing.")
+    cheaper = [
+        row
+        for row in (tied or rest)
+        if cost["trainable_params"]
+        and row["cost"]["trainable_params"]
+        and row["cost"]["trainable_params"] < cost["trainable_params"]
+    ]
+    if cheaper:
+        row = min(cheaper, key=lambda row: row["cost"]["trainable_params"])
+        ratio = cost["trainable_params"] / row["cost"]["trainable_params"]
+        said.append(
+            f"The cheapest trained run {'that ties with it' if tied else 'below it'}, "
+            f"{row['run_name']}, trains {ratio:.1f} times fewer parameters in "
+            f"{row['cost']['train_seconds']:.0f} s."
+        )
+    return said
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,132 @@
+"""BERTScore against the library itself."""
+
+import json
+import os
+import random
+import time
+
+import pytest
+
+from qa import UserError, bertscore, metrics
+from qa.squad import Example, read_file
+from qa.study import ROOT
+from tests.conftest import make_encoder
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return bertscore.make_scorer("embedded", None, False)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return read_file("test", str(ROOT / "qa/embedded/corpus/test.json")).examples
+
+
+def spans(examples, seed=0):
+    """Random words of each context."""
+    draw = random.Random(seed)
+    texts = {}
+    for e in examples:
+        words = e.context.split()
+        start = draw.randrange(len(words))
+        texts[e.id] = " ".join(words[start : start + draw.randint(1, 6)])
+    return texts
+
+
+def test_200_pairs_equal_the_librarys_own(scorer, examples):
+    from bert_score import BERTScorer
+
+    texts = spans(examples[:200])
+    pairs = [(texts[e.id], e.answers[0][0]) for e in examples[:200]]
+    library = BERTScorer(str(ROOT / "qa/embedded/encoder"), num_layers=2)
+    library._tokenizer.model_max_length = 512
+    _, _, halved = library.score([a for a, _ in pairs], [b for _, b in pairs])
+    assert scorer.pairs(pairs) == pytest.approx(halved.tolist(), abs=1e-3)  # float16, as the file
+    library._model.float()
+    _, _, expected = library.score([a for a, _ in pairs], [b for _, b in pairs])
+    assert scorer.pairs(pairs) == pytest.approx(expected.tolist(), abs=1e-5)
+    assert scorer.pairs(pairs[::-1]) == scorer.pairs(pairs)[::-1]
+
+
+def test_the_best_gold_answer_counts_and_nothing_is_worth_nothing(scorer):
+    golds = (("the old harbour", 0), ("harbour", 0))
+    examples = [Example(str(n), "", "", "", golds) for n in range(5)]
+    texts = {"0": "harbour", "1": "", "2": " \n", "3": "\u200b"}  # and "4" is missing
+    [found] = scorer.score([texts], examples)
+    assert found[0] == pytest.approx(100, abs=1e-3)
+    assert found[1:].tolist() == [0, 0, 0, 0]
+    long = Example("5", "", "", "", (("word " * 3000, 0),))
+    assert 0 < scorer.score([{"5": "word"}], [long])[0, 0] <= 100
+
+
+def test_layers_name_and_baseline_are_settings(scorer, encoder, monkeypatch):
+    assert scorer.hash.startswith("embedded_L2_no-idf_version=") and os.sep not in scorer.hash
+    one = bertscore.Scorer(str(encoder), num_layers=1)
+    assert one.hash.startswith(f"{encoder.name}_L1_no-idf")
+    assert len(one.library._model.encoder.layer) == 1
+    with pytest.raises(UserError, match="bertscore_rescale: the library has no baseline"):
+        bertscore.Scorer("embedded", rescale=True)
+    with pytest.raises(UserError, match="bertscore_model: embedded cannot be loaded"):
+        bertscore.Scorer("embedded", num_layers=9)
+    with pytest.raises(UserError, match="bertscore_model: /nowhere cannot be loaded"):
+        bertscore.Scorer("/nowhere")
+
+
+def test_rescaling_is_the_librarys(scorer, tmp_path, monkeypatch):
+    """The baseline of bert-base-uncased, under a model that has none."""
+    import bert_score
+
+    folder = ROOT / "qa/embedded/encoder"
+    table = next(iter(bert_score.__path__)) + "/rescale_baseline/en/bert-base-uncased.tsv"
+    library = bert_score.BERTScorer(
+        str(folder), num_layers=2, lang="en", rescale_with_baseline=True, baseline_path=table
+    )
+    library._tokenizer.model_max_length = 512
+    library._model.float()
+    monkeypatch.setattr(bert_score.BERTScorer, "baseline_vals", library.baseline_vals)
+    rescaled = bertscore.Scorer("embedded", rescale=True)
+    pairs = [("the old harbour", "harbour"), ("", "harbour")]
+    _, _, expected = library.score(["the old harbour"], ["harbour"])
+    assert rescaled.pairs(pairs) == [pytest.approx(expected.item(), abs=1e-5), 0.0]
+    assert rescaled.hash.endswith("-rescaled")
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    import torch
+
+    folder = make_encoder(tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="bertscore_model"):
+        bertscore.Scorer(str(folder))
+
+
+def test_beside_em_and_f1_in_the_evaluate_library(scorer):
+    library = metrics.evaluate_library()
+    metric = bertscore.bertscore_metric()
+    assert isinstance(metric, library.Metric)
+    predictions = [{"id": "1", "prediction_text": "the cat"}, {"id": "2", "prediction_text": ""}]
+    references = [
+        {"id": "1", "answers": {"text": ["dog", "the cat"], "answer_start": [0, 0]}},
+        {"id": "2", "answers": {"text": ["y"], "answer_start": [0]}},
+    ]
+    found = library.combine([metrics.squad_metric(), metric]).compute(
+        predictions=predictions, references=references
+    )
+    assert found == {
+        "exact_match": 50.0,
+        "f1": 50.0,
+        "bertscore_f1": pytest.approx(50.0, abs=1e-3),
+        "bertscore_hash": scorer.hash,
+    }
+
+
+@pytest.mark.slow
+def test_all_of_squad_dev_takes_under_a_minute(squad_dev):
+    fresh = bertscore.Scorer("embedded")
+    texts = spans(squad_dev.examples)
+    began = time.perf_counter()
+    found = fresh.score([texts], squad_dev.examples)
+    assert time.perf_counter() - began < 60
+    assert found.shape == (1, 10570) and json.dumps(found.tolist())

@@ -1,0 +1,150 @@
+"""What is said of runs, against small cases worked out by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from qa import comparison
+from qa.squad import Example
+
+QUESTIONS = ["What is it?", "In which year?", "Name the ship.", "Who came, and when?", "HOW so?"]
+
+
+def make_examples(count=60, articles=12):
+    return [
+        Example(
+            str(n),
+            f"article {n % articles}",
+            " ".join(["word"] * (50 + n)),
+            QUESTIONS[n % 5],
+            ((" ".join(["word"] * (1 + n % 6)), 0), ("the word", 0))[: 1 + n % 2],
+        )
+        for n in range(count)
+    ]
+
+
+def run(name, seed=0, method=None, **more):
+    return {
+        "run_name": name, "seed": seed, "method": method or name, "trainable_params": 10,
+        "total_params": 100, "adapter_bytes": 4000, "train_seconds": 30.0, "peak_memory_mb": 512.0,
+        "head_trained": True, "data": {"test": "toy"}, "search": None, **more,
+    }  # fmt: skip
+
+
+def answers(examples, share, seed=0):
+    """The gold answer for so large a share of the questions, else nothing right."""
+    rng = np.random.default_rng(seed)
+    return {e.id: e.answers[0][0] if rng.random() < share else "x" for e in examples}
+
+
+def history(*f1, every=10):
+    return [
+        {"step": every * (k + 1), "eval_f1": value, "examples_per_second": 10.0 * (k + 1)}
+        for k, value in enumerate(f1)
+    ]
+
+
+def compare(runs, shares, histories=None, examples=None):
+    examples = examples or make_examples()
+    texts = [answers(examples, share, seed=k) for k, share in enumerate(shares)]
+    return comparison.compare(runs, texts, histories or [[]] * len(runs), examples, None)
+
+
+def test_a_clear_winner_a_tie_and_what_is_said_of_them():
+    runs = [run("prompt_tuning", s) for s in (1, 2)] + [run("lora", s) for s in (1, 2)]
+    runs += [run("head", trainable_params=2), run("pretrained", trainable_params=0)]
+    histories = [history(50, 60, 100), history(50, 96, 100), history(99, 100), history(97, 100)]
+    made = compare(runs, [0.15, 0.2, 0.95, 0.9, 0.95, 0.1], [*histories, [], []])
+    rows = {row["run_name"]: row for row in made["rows"]}
+    assert next(iter(rows)) == "lora" and rows["lora"]["scores"]["f1"]["best"]
+    assert rows["lora"]["scores"]["f1"]["sd"] > 0 and rows["head"]["scores"]["f1"]["sd"] is None
+    tied = [name for name, row in rows.items() if row["scores"]["f1"].get("tied")]
+    assert tied == ["head"]
+    said = " ".join(made["findings"])
+    assert "lora has the highest F1" in said and "from head" in said and "is a tie" in said
+    assert "F1 above prompt_tuning (p < 0.001)" in said and "head, trains 5.0 times fewer" in said
+    assert [claim["answer"] for claim in made["claims"]] == ["yes", "yes", "yes"]
+    assert "10, 10 against 30, 20" in made["claims"][0]["evidence"]
+    pair = next(
+        d for d in made["differences"]
+        if (d["score"], d["a"], d["b"]) == ("f1", "lora", "prompt_tuning")
+    )  # fmt: skip
+    assert pair["low"] < pair["value"] < pair["high"] and pair["p"] <= pair["p_holm"]
+    value = rows["lora"]["scores"]["f1"]["value"] - rows["prompt_tuning"]["scores"]["f1"]["value"]
+    assert pair["value"] == pytest.approx(value)
+    assert len(made["differences"]) == 2 * 6  # every pair of four, in EM and F1
+    json.dumps(made, allow_nan=False)
+
+
+def test_claims_are_denied_or_left_open_by_the_data():
+    runs = [run("prompt_tuning", s) for s in (1, 2)] + [run("lora", s) for s in (1, 2)]
+    slow, fast, odd = history(50, 60, 100), history(99, 100), history(50, 99, 100)
+    made = compare(runs, [0.9, 0.95, 0.1, 0.1], [fast, fast, slow, slow])
+    assert [claim["answer"] for claim in made["claims"]] == ["no", "no", "no"]
+    made = compare(runs, [0.5, 0.5, 0.5, 0.5], [fast, odd, odd, slow])
+    assert [claim["answer"] for claim in made["claims"]] == ["undecided"] * 3
+    made = compare(runs[1:3], [0.1, 0.9], [slow, fast])
+    assert made["claims"][0]["answer"] == "undecided", "one seed each says nothing of speed"
+    tuned = [run("prompt_tuning-tuned", method="prompt_tuning"), run("lora", method="lora")]
+    assert compare(tuned, [0.1, 0.9])["claims"] == [], "not set up alike"
+
+
+def test_slices_divide_the_questions():
+    examples = make_examples()
+    slices = comparison.slices_of(examples)
+    for masks in slices.values():
+        assert (np.sum(list(masks.values()), axis=0) == 1).all()
+    words = slices["question word"]
+    assert {name: mask.sum() for name, mask in words.items()} == {
+        "what": 12, "which": 12, "who": 12, "how": 12, "other": 12,
+    }  # fmt: skip
+    assert {k: m.sum() for k, m in slices["gold answers"].items()} == {
+        "a single one": 30, "differing": 30,
+    }  # fmt: skip
+    alike = Example("", "", "word", "?", (("the word", 0), ("word", 0)))
+    assert comparison.slices_of([alike])["gold answers"].keys() == {"all alike"}
+    # of n % 6 == 1, 3, 5 words against "the word": two, four, six words; shortest: two
+    lengths = {name: mask.sum() for name, mask in slices["answer length"].items()}
+    assert lengths == {"1 word": 10, "2 words": 30, "3–4 words": 10, "5 words or more": 10}
+    made = compare([run("lora"), run("head")], [0.9, 0.2])
+    assert sum(s["n"] for s in made["slices"] if s["kind"] == "context length") == 60
+    for part in made["slices"]:
+        assert (
+            part["f1"]["lora"]["low"] <= part["f1"]["lora"]["value"] <= part["f1"]["lora"]["high"]
+        )
+
+
+def test_costs_and_f1_per_each():
+    search = {"n_trials": 4, "seconds": 120.0}
+    made = compare([run("lora", search=search)], [1.0], [history(50, 60)])
+    cost = made["rows"][0]["cost"]
+    assert cost["examples_per_second"] == pytest.approx(20 / (1 + 0.5))  # 10 at 10/s, 10 at 20/s
+    assert cost["f1_per"] == pytest.approx({
+        "1,000 trained parameters": 100 / 0.01, "kB of adapter": 25, "minute of training": 200,
+        "GB of memory": 200, "minute of search": 50,
+    })  # fmt: skip
+    assert "nothing to compare" in made["findings"][0]
+    free = compare([run("pretrained", trainable_params=0, train_seconds=0.0)], [1.0])
+    assert free["rows"][0]["cost"]["f1_per"]["kB of adapter"] is None
+
+
+def test_convergence_is_measured_against_a_runs_own_best():
+    assert comparison.converged_step(history(90, 94, 96, 100)) == 30
+    assert comparison.converged_step(history(100, 50)) == 10
+    assert comparison.converged_step([]) is None
+
+
+def test_without_the_test_data_nothing_is_said_of_differences():
+    runs = [
+        run(
+            "lora", eval_f1=50.0, eval_exact_match=40.0, eval_bertscore_f1=90.0, bertscore_hash="a"
+        ),
+        run(
+            "head", eval_f1=30.0, eval_exact_match=20.0, eval_bertscore_f1=80.0, bertscore_hash="b"
+        ),
+    ]
+    made = comparison.compare(runs, [{}, {}], [[], []], None, None)
+    assert made["differences"] == [] and made["slices"] == [] and made["bootstrap"] is None
+    assert "no intervals" in made["findings"][0]
+    assert "bertscore_f1" not in made["rows"][0]["scores"], "of two scorers, which do not compare"
