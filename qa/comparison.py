@@ -19,6 +19,7 @@ from qa.squad import Example
 
 SCORES = {"exact_match": "EM", "f1": "F1", "bertscore_f1": "BERTScore"}
 QUESTION_WORDS = ("what", "which", "who", "whose", "whom", "when", "where", "how", "why")
+SINGLY = 6  # so many other runs are spoken of one by one
 CONVERGED = 0.95  # of a run's own best validation F1
 # What a point of F1 costs: unit, and the cost's key with what it is divided by.
 PER_COST = {
@@ -346,21 +347,36 @@ def _findings(made: Mapping[str, Any]) -> list[str]:
         return [f"{name} reaches F1 {value} {about}; there is nothing to compare it with."]
     tied = [row for row in rest if row["scores"]["f1"]["tied"]]
     said = [f"{name} {'has the highest F1' if tied else 'won'}: F1 {value} {about}."]
-    for row in rest:
-        pair = next(
-            d
-            for d in made["differences"]
-            if d["score"] == "f1" and (d["a"], d["b"]) == (name, row["run_name"])
-        )
-        interval = f"{pair['value']:.2f} [{pair['low']:.2f}, {pair['high']:.2f}]"
-        p = f"p {_p(pair['p_holm'])}"
-        if row in tied:
-            said.append(f"Its distance from {row['run_name']}, {interval} ({p}), is a tie.")
-        else:
-            said.append(f"It stands {interval} F1 above {row['run_name']} ({p}).")
+    pairs = {d["b"]: d for d in made["differences"] if (d["score"], d["a"]) == ("f1", name)}
+    if len(rest) > SINGLY:
+        said += _many(pairs, [row["run_name"] for row in tied])
+    else:
+        said += [_distance(pairs[row["run_name"]], row in tied) for row in rest]
     said += _cost_findings(best, tied, rest)
     for claim in made["claims"]:
         said.append(f"Claimed: {claim['claim']}; found: {claim['answer']} ({claim['evidence']}).")
+    return said
+
+
+def _distance(pair: Mapping[str, Any], tied: bool) -> str:
+    """The best's distance from another run, in a sentence."""
+    interval = f"{pair['value']:.2f} [{pair['low']:.2f}, {pair['high']:.2f}]"
+    p = f"p {_p(pair['p_holm'])}"
+    if tied:
+        return f"Its distance from {pair['b']}, {interval} ({p}), is a tie."
+    return f"It stands {interval} F1 above {pair['b']} ({p})."
+
+
+def _many(pairs: Mapping[str, Mapping[str, Any]], tied: list[str]) -> list[str]:
+    """The same of many runs: those that tie by name, of the others the nearest."""
+    said = []
+    if tied:
+        furthest = max(pairs[name]["value"] for name in tied)
+        said.append(f"It ties with {', '.join(tied)} (at most {furthest:.2f} F1 below it).")
+    below = [pair for name, pair in pairs.items() if name not in tied]
+    if below:
+        nearest = min(below, key=lambda pair: pair["value"])
+        said.append(f"{len(below)} runs stand below it. {_distance(nearest, tied=False)}")
     return said
 
 

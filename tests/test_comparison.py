@@ -148,3 +148,13 @@ def test_without_the_test_data_nothing_is_said_of_differences():
     assert made["differences"] == [] and made["slices"] == [] and made["bootstrap"] is None
     assert "no intervals" in made["findings"][0]
     assert "bertscore_f1" not in made["rows"][0]["scores"], "of two scorers, which do not compare"
+
+
+def test_of_many_runs_the_ties_are_named_and_the_nearest_of_the_others():
+    runs = [run(f"m{n}") for n in range(9)]
+    made = compare(runs, [0.95, 0.9, 0.92, 0.3, 0.2, 0.2, 0.1, 0.1, 0.0])
+    said = " ".join(made["findings"])
+    assert "It ties with m" in said and said.count("is a tie") == 0
+    below = [row["run_name"] for row in made["rows"][1:] if not row["scores"]["f1"]["tied"]]
+    assert f"{len(below)} runs stand below it. It stands " in said
+    assert f"F1 above {below[0]} " in said
