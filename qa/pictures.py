@@ -24,8 +24,28 @@ class Picture:
     alt: str
 
 
+INSIDE = 8  # entries of a legend that still fit between the lines
+
+
 def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
+
+
+def mark(index: int) -> str:
+    """With its colour, told apart from 63 others."""
+    return MARKS[(index + index // len(COLOURS)) % len(MARKS)]
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    """Inside the axes; where there are many entries, below them, and the picture grows."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > INSIDE:
+        rows = -(-len(labels) // 3)
+        figure.set_size_inches(SIZE[0], SIZE[1] + 0.16 * rows)
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8,
+                      frameon=False, columnspacing=1.0, handletextpad=0.4)  # fmt: skip
+    elif labels:
+        axes.legend(fontsize=8, frameon=False)
 
 
 def _draw(title: str, alt: str, paint: Callable[[Any], None]) -> Picture:
@@ -54,6 +74,7 @@ def _draw(title: str, alt: str, paint: Callable[[Any], None]) -> Picture:
         axes.set_title(title, fontsize=10, loc="left")
         axes.grid(alpha=0.25, linewidth=0.6)
         paint(axes)
+        _legend(figure, axes)
         file = StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
@@ -85,13 +106,12 @@ def learning_curves(
                 [row["step"] for row in history],
                 [row[key] for row in history],
                 color=colour(place),
-                marker=MARKS[place % len(MARKS)],
+                marker=mark(place),
                 markersize=3.5,
                 linewidth=1.3,
                 label=name if seed == min(s for n, s, _ in runs if n == name) else None,
             )
         axes.set_xlabel("updates")
-        axes.legend(fontsize=8, frameon=False)
 
     return _draw(title, f"{title}, by run: {ends}.", paint)
 
@@ -116,7 +136,10 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> Picture | None:
 
     def paint(axes: Any) -> None:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        wide = (
+            by_cost[-1]["cost"]["trainable_params"] > 100 * by_cost[0]["cost"]["trainable_params"]
+        )
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda value, place: f"{value:,.0f}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.step(
@@ -132,12 +155,11 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> Picture | None:
             elif params:
                 bars = [[f1["value"] - f1["low"]], [f1["high"] - f1["value"]]] if "low" in f1 else 0
                 axes.errorbar(params, f1["value"], bars, color=colour(place), markersize=6,
-                              marker=MARKS[place % len(MARKS)], linestyle="", capsize=3,
+                              marker=mark(place), linestyle="", capsize=3,
                               label=row["run_name"])  # fmt: skip
         axes.set_xlabel("trained parameters (log)")
         params = [row["cost"]["trainable_params"] for row in by_cost]
         axes.set_xlim(params[0] / 2, params[-1] * 2)
-        axes.legend(fontsize=8, frameon=False)
 
     title = "F1 against trained parameters"
     return _draw(title, f"{title}: {words}. Unbeaten in both: "
@@ -155,16 +177,15 @@ def search_history(name: str, search: Mapping[str, Any]) -> Picture:
         so_far.append(best)
 
     def paint(axes: Any) -> None:
-        for state, mark in (("complete", "o"), ("pruned", "x")):
+        for state, shape in (("complete", "o"), ("pruned", "x")):
             chosen = [t for t in trials if t["state"] == state]
             if chosen:
-                axes.plot([t["number"] for t in chosen], [t["value"] for t in chosen], mark,
+                axes.plot([t["number"] for t in chosen], [t["value"] for t in chosen], shape,
                           color=colour(0), markersize=5, label=state)  # fmt: skip
         axes.step([t["number"] for t in trials if so_far[trials.index(t)] is not None],
                   [value for value in so_far if value is not None],
                   where="post", color=INK, linewidth=1, alpha=0.6, label="best so far")  # fmt: skip
         axes.set_xlabel("trial")
-        axes.legend(fontsize=8, frameon=False)
 
     title = f"{name}: {search['metric']} by trial"
     values = ", ".join(f"{t['number']} {t['value']:.4g} {t['state']}" for t in trials)

@@ -120,7 +120,7 @@ def test_hostile_data_stays_text(report):
         assert opened.evaluate("window.hacked") is None
         assert HOSTILE in opened.locator("#scores").inner_text()
         assert opened.locator("figure text", has_text=HOSTILE).count() >= 1
-        opened.locator("summary").first.click()
+        opened.locator("#settings summary").first.click()
         assert HOSTILE in opened.locator("#settings").inner_text()
 
 
