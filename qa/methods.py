@@ -69,7 +69,7 @@ def rates(low: float, high: float) -> Range:
 TARGETS = Param(
     "all-linear", "all-linear, or names of linear layers joined by commas (query,value)"
 )
-HEAD_AT_MOST = 2e-3
+HEAD_AT_MOST = 2e-3  # beside weights that want a higher rate than a trained head bears
 
 
 def rank(default: int, help: str = "rank of the update") -> Param:
@@ -137,7 +137,6 @@ def adapter(
         summary,
         "adapter",
         learning_rate,
-        # Scales and coefficients take rates that would spoil the weights of a trained head.
         head_learning_rate=HEAD_AT_MOST if learning_rate > HEAD_AT_MOST else None,
         params={**params, "target_modules": TARGETS},
         space={"learning_rate": rates(learning_rate / 5, learning_rate * 5), **space},
@@ -209,6 +208,7 @@ METHODS: dict[str, Method] = {
             "the encoder's biases",
             "weights",
             2e-2,
+            HEAD_AT_MOST,
             space={"learning_rate": rates(1e-3, 5e-2)},
             trains=lambda module, name: name == "bias",
             paper="arxiv.org/abs/2106.10199",
@@ -218,6 +218,7 @@ METHODS: dict[str, Method] = {
             "the encoder's layer norms",
             "weights",
             5e-3,
+            HEAD_AT_MOST,
             space={"learning_rate": rates(1e-3, 5e-2)},
             trains=lambda module, name: "norm" in type(module).__name__.lower(),
             paper="arxiv.org/abs/2312.11420",
