@@ -23,6 +23,10 @@ REFUSED |= {("bitfit", "modernbert")}  # which has no biases
 # These begin somewhere else than at the encoder as it came.
 NOT_AT_THE_BASE = ("vblora", "prompt_tuning", "p_tuning", "prefix_tuning")
 LAST = 40  # updates of a training here
+# Learning rates for these random models; the rows' own are for a pretrained one.
+RATES = {"full": 1e-3} | dict.fromkeys(("adalora", "loha", "lokr", "hira"), 6e-3)
+RATES |= dict.fromkeys(("ia3", "vera", "fourierft", "road", "c3a", "vblora", "prefix_tuning"), 3e-2)
+RATES |= {"prompt_tuning": 0.1, "p_tuning": 0.1}
 
 
 @pytest.fixture(scope="session")
@@ -205,7 +209,7 @@ def test_method(encoders, tmp_path, method, family):
     windows = build_windows(split, base.tokenizer, 64, 16)
     settings = small_settings(
         method=method, hyperparameters=defaults(method), model_name_or_path=str(folder), seed=3,
-        learning_rate=(10 if METHODS[method].kind == "prompt" else 3) * METHODS[method].learning_rate, head_learning_rate=1e-2,
+        learning_rate=RATES.get(method, 3e-3), head_learning_rate=1e-2,
         per_device_train_batch_size=8, gradient_accumulation_steps=1, num_train_epochs=LAST,
         encoder_dropout=0.0, warmup_ratio=0.1, weight_decay=0.0, eval_steps=LAST,
         output_dir=str(tmp_path),

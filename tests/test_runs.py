@@ -138,7 +138,7 @@ def test_a_finished_run_is_kept_and_another_is_refused(finished, encoder, toy_fi
     assert train_one(flags)[1] == results
     threads = flags.index("--num_threads")
     assert train_one(flags[:threads] + flags[threads + 2 :])[1] == results, "settled by the run"
-    with pytest.raises(UserError, match=r"other settings \(learning_rate: there 0.001, now 0.5\)"):
+    with pytest.raises(UserError, match=r"other settings \(learning_rate: there 0.01, now 0.5\)"):
         train_one([*flags, "--learning_rate", "0.5"])
     assert (settings.run_dir() / "eval_results.json").stat().st_mtime_ns == before
     _, changed = train_one([*flags, "--learning_rate", "0.5", "--overwrite"])
@@ -205,10 +205,11 @@ def test_short_names_keep_machine_paths_out_of_saved_files(squad_dir, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be reset")
 def test_peak_memory_is_that_of_the_run_alone():
+    runs.reset_peak_memory("cpu")
     before = runs.peak_memory_mb("cpu")
     large = bytearray(300 * 2**20)
     large[::4096] = b"1" * len(large[::4096])
     del large
-    assert runs.peak_memory_mb("cpu") > before + 100
+    assert runs.peak_memory_mb("cpu") > before + 200
     runs.reset_peak_memory("cpu")
     assert runs.peak_memory_mb("cpu") < before + 100
