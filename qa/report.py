@@ -364,7 +364,7 @@ def print_table(console: Console, made: Mapping[str, Any]) -> None:
     rows = made["rows"]
     for line in page.subtitle(made):
         console.print(line, markup=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("run", overflow="fold", min_width=max(len(row["run_name"]) for row in rows))
     table.add_column("seeds", justify="right", no_wrap=True)
     for label in page.SCORES.values():
