@@ -24,7 +24,9 @@ REFUSED |= {("bitfit", "modernbert")}  # which has no biases
 NOT_AT_THE_BASE = ("vblora", "prompt_tuning", "p_tuning", "prefix_tuning")
 LAST = 40  # updates of a training here
 # Learning rates for these random models; the rows' own are for a pretrained one.
-RATES = {"full": 1e-3} | dict.fromkeys(("adalora", "loha", "lokr", "hira"), 6e-3)
+RATES = {"full": 1e-3, "bitfit": 1e-2, "ln_tuning": 1e-2} | dict.fromkeys(
+    ("adalora", "loha", "lokr", "hira"), 6e-3
+)
 RATES |= dict.fromkeys(("ia3", "vera", "fourierft", "road", "c3a", "vblora", "prefix_tuning"), 3e-2)
 RATES |= {"prompt_tuning": 0.1, "p_tuning": 0.1}
 
