@@ -37,7 +37,7 @@ def export(run_dir: Path, to: Path) -> None:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"to: {to} is there already; name a new folder")
     from qa import runs
-    from qa.model import merge
+    from qa.model import merge, quiet_transformers
 
     model, base, settings = runs.load_run(run_dir)
     results = runs.read_results(run_dir)
@@ -49,7 +49,8 @@ def export(run_dir: Path, to: Path) -> None:
     except OSError as error:
         raise UserError(f"to: {to} cannot be made ({error.strerror}); name another") from None
     try:
-        merged.save_pretrained(temporary)
+        with quiet_transformers():
+            merged.save_pretrained(temporary)
         base.tokenizer.save_pretrained(temporary)
         scores = ""
         if results:

@@ -130,7 +130,7 @@ class Base:
 
 
 @contextmanager
-def _quiet_transformers():
+def quiet_transformers():
     """No bars and load reports: what they say of missing weights is checked and said here."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
@@ -174,7 +174,7 @@ def load_base(
         )
     place = str(folder) if local else name
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             config = AutoConfig.from_pretrained(place, revision=revision)
             if encoder_dropout is not None:
                 for key, value in config.to_dict().items():
