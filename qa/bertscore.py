@@ -49,11 +49,11 @@ class Scorer:
             self.num_layers = num_layers or known or config.num_hidden_layers
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self.library = BERTScorer(
+                self.bert_scorer = BERTScorer(
                     place, self.num_layers, lang="en", rescale_with_baseline=rescale
                 )
             if rescale:
-                _ = self.library.baseline_vals
+                _ = self.bert_scorer.baseline_vals
         except (Exception, AssertionError) as error:  # both libraries raise a dozen unrelated kinds
             reason = " ".join(str(error).split())[:200]
             if rescale and "Baseline not Found" in reason:
@@ -69,8 +69,8 @@ class Scorer:
             logging.set_verbosity(level)
             logging.enable_progress_bar()
         # transformers keeps the precision of the file; in half of it equal texts score 99.98.
-        self.library._model.float()
-        tokenizer = self.library._tokenizer
+        self.bert_scorer._model.float()
+        tokenizer = self.bert_scorer._tokenizer
         tokenizer.model_max_length = min(tokenizer.model_max_length, MAX_TOKENS)
         # The library's own hash, of the name alone: where a folder stands differs between machines.
         name = folder.name if folder.exists() and model != "embedded" else model
@@ -88,7 +88,7 @@ class Scorer:
         new = [p for p in new if p not in self.known]
         if new:
             with self.torch.inference_mode():
-                _, _, found = self.library.score([a for a, _ in new], [b for _, b in new])
+                _, _, found = self.bert_scorer.score([a for a, _ in new], [b for _, b in new])
             self.known |= dict(zip(new, found.tolist(), strict=True))
         return [self.known[pair] for pair in pairs]
 

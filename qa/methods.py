@@ -184,6 +184,12 @@ START = Param(
     choices=("SAMPLE_VOCAB", "RANDOM"),
 )
 
+# Of updates that are products of two low-rank ones: hyperparameters and space.
+PRODUCT = (
+    {"r": rank(8), "alpha": Param(16, "the update is scaled by alpha / r", above=0)},
+    {"r": (2, 4, 8, 16), "alpha": (8, 16, 32, 64)},
+)
+
 METHODS: dict[str, Method] = {
     row.name: row
     for row in (
@@ -298,8 +304,7 @@ METHODS: dict[str, Method] = {
             "LoHaConfig",
             "arxiv.org/abs/2108.06098",
             1e-2,
-            {"r": rank(8), "alpha": Param(16, "the update is scaled by alpha / r", above=0)},
-            {"r": (2, 4, 8, 16), "alpha": (8, 16, 32, 64)},
+            *PRODUCT,
         ),
         adapter(
             "lokr",
@@ -307,8 +312,7 @@ METHODS: dict[str, Method] = {
             "LoKrConfig",
             "arxiv.org/abs/2309.14859",
             1e-2,
-            {"r": rank(8), "alpha": Param(16, "the update is scaled by alpha / r", above=0)},
-            {"r": (2, 4, 8, 16), "alpha": (8, 16, 32, 64)},
+            *PRODUCT,
         ),
         adapter(
             "oft",

@@ -64,7 +64,7 @@ def test_layers_name_and_baseline_are_settings(scorer, encoder, monkeypatch):
     assert scorer.hash.startswith("embedded_L2_no-idf_version=") and os.sep not in scorer.hash
     one = bertscore.Scorer(str(encoder), num_layers=1)
     assert one.hash.startswith(f"{encoder.name}_L1_no-idf")
-    assert len(one.library._model.encoder.layer) == 1
+    assert len(one.bert_scorer._model.encoder.layer) == 1
     with pytest.raises(UserError, match="bertscore_rescale: the library has no baseline"):
         bertscore.Scorer("embedded", rescale=True)
     with pytest.raises(UserError, match="bertscore_model: embedded cannot be loaded"):
