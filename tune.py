@@ -34,11 +34,12 @@ PREPARED_FROM = (*study.DATA_FIELDS, "dataset_revision", "validation_fraction", 
 
 @dataclass(frozen=True)
 class Task:
-    """One method: its settings, and what a search varies of them (nothing: no search)."""
+    """One method: settings of its final runs and of its trials, and what trials vary of them."""
 
     settings: study.Settings
     origins: Mapping[str, str]
-    space: search.Space
+    trial: study.Settings
+    space: search.Space  # empty: no search
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Plan:
 
     tasks: list[Task]
     budget: search.Budget
+    of_trial: Mapping[str, Any]  # settings that trials alone have
     storage: str
     workers: int
     fresh: bool
@@ -66,6 +68,8 @@ def parse(argv: list[str]) -> Plan:
         option(name, metavar, f"{f.metadata['help']} [{f.default}]")
     option("storage", "URL", "database of the search [search.db in the study's folder]")
     option("workers", "N", "processes of one thread each that share the work [1]", default="1")
+    help = "settings of the trials alone, such as max_train_samples=10000 num_train_epochs=2"
+    parser.add_argument("--trial", nargs="+", metavar="NAME=VALUE", default=[], help=help)
     parser.add_argument("--fresh", action="store_true", help="delete the search that is there")
     left_out = ("method", "seed", "run_name", "resume")
     study.add_settings(parser, [name for name in study.FIELDS if name not in left_out])
@@ -77,20 +81,24 @@ def parse(argv: list[str]) -> Plan:
     if not listed:
         raise UserError(f"studies/{name}/study.yaml: lists no methods; give --method")
     given = {key: value for key in search.BUDGET if (value := getattr(arguments, key)) is not None}
-    budget, changes = search.resolve(name, given)
+    pairs = study.pairs("--trial", arguments.trial)
+    budget, changes, of_trial = search.resolve(name, given, pairs)
     tasks = []
     for method in dict.fromkeys(get_method(method).name for method in listed):
         layer = replace(flags, values={**flags.values, "method": method})
         settings, origins = study.resolve(layer)
         settings = replace(settings, seed=settings.seeds[0], resume=True)
-        space = search.space_of(get_method(method), changes.get(method, {}), origins)
-        tasks.append(Task(settings, origins, space if budget.n_trials else {}))
+        layer = replace(layer, values={**layer.values, **of_trial})
+        trial, trial_origins = study.resolve(layer)
+        trial = replace(trial, seed=settings.seed)
+        space = search.space_of(get_method(method), changes.get(method, {}), trial_origins)
+        tasks.append(Task(settings, origins, trial, space if budget.n_trials else {}))
     limits = {"at_least": 1, "at_most": 512}
     workers = study.check_value("workers", arguments.workers, int, limits, "flag")
     if workers > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("workers: the launcher started several processes already; leave it at 1")
     storage = search.storage_url(arguments.storage, tasks[0].settings.study_dir())
-    return Plan(tasks, budget, storage, workers, arguments.fresh)
+    return Plan(tasks, budget, of_trial, storage, workers, arguments.fresh)
 
 
 class Worker:
@@ -109,7 +117,7 @@ class Worker:
         """Encoder, train and validation split with windows; the test split stays shut."""
         key = tuple(getattr(settings, name) for name in PREPARED_FROM)
         if self.prepared is None or self.prepared[0] != key:
-            others = [task.settings for task in self.plan.tasks]
+            others = [task.trial for task in self.plan.tasks]
             splits = ("train", "validation")
             made = self.train.prepare(settings, self.accelerator, splits, others)
             self.prepared = key, made
@@ -119,7 +127,7 @@ class Worker:
         """Take part in the method's search until its budget is used."""
         from accelerate.utils import broadcast_object_list
 
-        prepared = self.prepare(task.settings)
+        prepared = self.prepare(task.trial)
         if not self.accelerator.is_main_process:  # one process asks what to try, all of them work
             with stop_signals() as stop:
                 while message := broadcast_object_list([None])[0]:
@@ -131,15 +139,14 @@ class Worker:
         fingerprints = {"model": prepared.base.fingerprint}
         fingerprints |= {name: split.fingerprint for name, split in prepared.splits.items()}
         storage, budget = search.open_storage(self.plan.storage), self.plan.budget
-        opened = search.open_study(storage, task.settings, task.space, budget, fingerprints)
+        opened = search.open_study(storage, task.trial, task.space, budget, fingerprints)
         with stop_signals() as stop:
 
             def work(parameters: dict[str, Any], report: Callable[[int, float], bool]) -> float:
                 broadcast_object_list([{"parameters": parameters}])
                 return self.trial(task, prepared, parameters, report, stop)
 
-            seed = task.settings.seed
-            search.run(opened, task.space, budget, seed, work, on_change, stop)
+            search.run(opened, task.space, budget, task.trial.seed, work, on_change, stop)
         broadcast_object_list([None])
 
     def trial(
@@ -155,7 +162,7 @@ class Worker:
 
         from qa import loop
 
-        settings = search.apply(task.settings, parameters)
+        settings = search.apply(task.trial, parameters)
         metric = self.plan.budget.metric
         base = replace(prepared.base, model=copy.deepcopy(prepared.base.model))
         model = self.train.make_model(settings, base, self.accelerator.device)
@@ -317,7 +324,7 @@ def search_methods(plan: Plan, pool: Any, worker: Worker | None, console: Any) -
                 wait_for(shares, display.update)
             else:
                 worker.search(task, display.update)
-        outcomes[-1] = search.outcome(storage, settings, plan.budget)
+        outcomes[-1] = search.outcome(storage, settings, plan.budget) | {"trial": plan.of_trial}
         if worker:
             broadcast_object_list([outcomes[-1]])
         report.print_outcome(console, settings.method, outcomes[-1])

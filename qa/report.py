@@ -227,10 +227,11 @@ def print_outcome(console: Console, name: str, found: Mapping[str, Any]) -> None
     """What a search found, against the settings it began with."""
     against = found["default_value"]
     untuned = "" if against is None else f" (untuned {against:.4g})"
+    of_trial = f"; with {parameters(found['trial'])}" if found["trial"] else ""
     console.print(
         f"{name}: best {found['metric']} {found['best_value']:.4g}{untuned} with "
         f"{parameters(found['best_params'])}; {found['n_trials']} trials ({found['pruned']} "
-        f"pruned, {found['fail']} failed), {found['seconds']:.0f} s of training",
+        f"pruned, {found['fail']} failed{of_trial}), {found['seconds']:.0f} s of training",
         markup=False,
         soft_wrap=True,
     )

@@ -23,6 +23,7 @@ from qa.methods import Method, Range, get_method
 from qa.study import (
     DATA_FIELDS,
     FIELDS,
+    NOT_IN_STUDY,
     Settings,
     check_field,
     check_hyperparameter,
@@ -45,6 +46,13 @@ TUNABLE = (
     "num_train_epochs",
     "gradient_accumulation_steps",
 )
+
+# Settings that trials may have otherwise than the final runs: fewer data, fewer epochs.
+OF_A_TRIAL = [
+    name
+    for name, f in FIELDS.items()
+    if f.metadata["affects_result"] and name not in (*NOT_IN_STUDY, "seed", "mixed_precision")
+]
 
 # Settings in which the workers of one search may differ. Data and encoder are known by their
 # fingerprints, wherever a machine keeps them; the rest does not touch what is searched for.
@@ -74,26 +82,39 @@ BUDGET = {f.name: f for f in fields(Budget)}
 Space = Mapping[str, Range | tuple]
 
 
-def resolve(study: str, flags: Mapping[str, str]) -> tuple[Budget, dict[str, Space]]:
-    """The budget, and the space of each method. Later wins: rows, study.yaml, flags."""
+def resolve(
+    study: str, flags: Mapping[str, str], trial_flags: Mapping[str, str]
+) -> tuple[Budget, dict[str, Space], dict[str, Any]]:
+    """The budget, changes to each method's space, and settings that trials alone have.
+
+    Later wins: rows, study.yaml, flags. Raises UserError.
+    """
     where = f"studies/{study}/study.yaml, search"
     block = read_study(study).get("search") or {}
-    if not isinstance(block, dict) or not isinstance(block.get("space") or {}, dict):
-        raise UserError(f"{where}: must be a mapping, with a mapping `space`")
+    mappings = ("space", "trial")
+    if not isinstance(block, dict) or not all(
+        isinstance(block.get(name) or {}, dict) for name in mappings
+    ):
+        raise UserError(f"{where}: must be a mapping, `space` and `trial` in it mappings as well")
     values = {}
     for origin, entries in ((where, block), ("flag", flags)):
         for name, value in entries.items():
-            if name == "space" and entries is block:
+            if name in mappings and entries is block:
                 continue
             if name not in BUDGET:
-                names = [*BUDGET, "space"]
+                names = [*BUDGET, *mappings]
                 raise UserError(f"{origin}: unknown {name!r}{suggest(str(name), names)}; it has: "
                                 + ", ".join(names))  # fmt: skip
             kind = {"n_trials": int, "timeout": float | None}.get(name, str)
             values[name] = check_value(name, value, kind, BUDGET[name].metadata, origin)
-    return Budget(**values), {
-        get_method(name).name: changes for name, changes in (block.get("space") or {}).items()
-    }
+    trial = {}
+    for origin, entries in ((f"{where}.trial", block.get("trial") or {}), ("--trial", trial_flags)):
+        for name, value in entries.items():
+            if name not in OF_A_TRIAL:
+                raise UserError(f"{origin}: unknown setting {name!r}{suggest(name, OF_A_TRIAL)}")
+            trial[name] = check_field(name, value, origin)
+    changes = {get_method(name).name: given for name, given in (block.get("space") or {}).items()}
+    return Budget(**values), changes, trial
 
 
 def _check(method: Method, name: str, where: str, value: Any) -> Any:

@@ -386,13 +386,18 @@ def flags_layer(namespace: argparse.Namespace) -> Layer:
     """The settings among parsed flags, checked. Hyperparameters are checked by `resolve`."""
     given = vars(namespace)
     values = {name: check_field(name, given[name], f"--{name}") for name in FIELDS if name in given}
-    hyperparameters = {}
-    for item in given.get("set", ()):
+    return Layer("flag", values, pairs("--set", given.get("set", ())))
+
+
+def pairs(flag: str, items: Sequence[str]) -> dict[str, str]:
+    """["name=value", …] → {name: value}. Raises UserError."""
+    found = {}
+    for item in items:
         name, equals, value = item.partition("=")
         if not equals or not name:
-            raise UserError(f"--set: {item!r} is not of the form name=value")
-        hyperparameters[name] = value
-    return Layer("flag", values, hyperparameters)
+            raise UserError(f"{flag}: {item!r} is not of the form name=value")
+        found[name] = value
+    return found
 
 
 def expand_path(path: str) -> Path:

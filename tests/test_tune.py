@@ -119,6 +119,9 @@ def test_another_search_is_refused_and_can_be_deleted(command):
         ("--seed 3", "unknown option --seed (did you mean --seeds?)"),
         ("--set r=4 --method lora head", "not a hyperparameter of head"),
         ("--storage nonsense", "storage: nonsense cannot be opened"),
+        ("--trial 5", "--trial: '5' is not of the form name=value"),
+        ("--trial num_train_epoch=5", "'num_train_epoch' (did you mean num_train_epochs?)"),
+        ("--trial num_train_epochs=0", "must be at least 1 (from --trial)"),
     ],
 )
 def test_bad_flags(command, flags, message):
@@ -130,10 +133,12 @@ def test_bad_flags(command, flags, message):
     ("block", "message"),
     [
         ("search: 5", "must be a mapping"),
-        ("search: {trials: 5}", "unknown 'trials' (did you mean n_trials?); it has: n_trials"),
+        ("search: {n_trial: 5}", "unknown 'n_trial' (did you mean n_trials?); it has: n_trials"),
         ("search: {n_trials: many}", "'many' is not a whole number"),
         ("search: {space: {lora: {rank: [1]}}}", "unknown name 'rank'"),
         ("search: {space: {lorra: {}}}", "method: 'lorra' is unknown"),
+        ("search: {trial: 5}", "must be a mapping"),
+        ("search: {trial: {seed: 5}}", "search.trial: unknown setting 'seed'"),
     ],
 )
 def test_bad_search_blocks(command, tmp_path, monkeypatch, block, message):
@@ -153,6 +158,29 @@ def test_a_studys_search_block(command, tmp_path, monkeypatch):
     search_found = results(command.output)["lora-tuned", 42]["search"]
     assert search_found["n_trials"] == 2 and search_found["best_params"]["r"] == 2
     assert set(search_found["best_params"]) == {"r", "learning_rate"}
+
+
+def test_trials_may_have_less_data_and_fewer_epochs_than_the_final_runs(
+    command, tmp_path, monkeypatch
+):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/study.yaml").write_text(
+        "methods: {head: }\nsearch: {n_trials: 2, trial: {max_train_samples: 9}}\n"
+    )
+    monkeypatch.setattr("qa.study.STUDIES", tmp_path)
+    flags = ("--study", "mine", "--seeds", 42)
+    out = command(*flags, "--trial", "max_train_samples=5", "num_train_epochs=1")
+    with sqlite3.connect(command.output / "search.db") as base:
+        steps = {row[0] for row in base.execute("select step from trial_intermediate_values")}
+    config = json.loads((command.output / "head-tuned/seed-42/config.json").read_text())["settings"]
+    batch = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"]
+    assert steps == {-(-5 // batch)}  # one evaluation a trial, after one epoch of five windows
+    assert config["num_train_epochs"] == 2 and config["max_train_samples"] is None
+    run = results(command.output)["head-tuned", 42]
+    assert run["search"]["trial"] == {"max_train_samples": 5, "num_train_epochs": 1}
+    assert "with max_train_samples 5, num_train_epochs 1" in out
+    line = command(*flags, "--trial", "num_train_epochs=1", status=2)
+    assert "another max_train_samples (there 5, now 9)" in line
 
 
 @pytest.fixture(scope="module")
