@@ -8,6 +8,7 @@ exactly as it was scored.
 B batch, H heads, T queries, S keys, D size of a head, N = B · T tokens, r the rank.
 """
 
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -49,14 +50,45 @@ class _Lora(torch.autograd.Function):
         return to_x, None, None, back @ x, (low @ gradient).t(), None
 
 
+class _LowerLora(torch.autograd.Function):
+    """The same in bfloat16 or half precision (`dtype`), where weights are not added up: small
+    updates would be rounded away. The update is added to the layer's result in place instead.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, a, b, scaling, dtype):
+        ctx.kinds = x.dtype, a.dtype
+        x, weight, bias, a, b = (t if t is None else t.to(dtype) for t in (x, weight, bias, a, b))
+        b = b * scaling
+        low = linear(x, a)  # (N, r)
+        ctx.save_for_backward(x, weight, a, b, low)
+        ctx.scaling = scaling
+        return linear(x, weight, bias).addmm_(low, b.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, weight, a, b, low = ctx.saved_tensors
+        of_x, of_update = ctx.kinds
+        back = b.t() @ gradient.t()  # (r, N)
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = (gradient @ weight).addmm_(back.t(), a).to(of_x)
+        to_b = (gradient.t() @ low).to(of_update) * ctx.scaling
+        return to_x, None, None, (back @ x).to(of_update), to_b, None, None
+
+
 def _lora_forward(layer: nn.Module, plain, x: Tensor, *args, **kwargs) -> Tensor:
-    lowered = torch.is_autocast_enabled(x.device.type)
-    if not layer.training or lowered or layer.disable_adapters or layer.merged or args or kwargs:
+    if not layer.training or layer.disable_adapters or layer.merged or args or kwargs:
         return plain(x, *args, **kwargs)
-    base, name = layer.get_base_layer(), layer.active_adapters[0]
+    base, name, kind = layer.get_base_layer(), layer.active_adapters[0], x.device.type
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    flat = x.reshape(-1, x.shape[-1])
-    result = _Lora.apply(flat, base.weight, base.bias, a, b, layer.scaling[name])
+    given = (x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, layer.scaling[name])
+    if torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            result = _LowerLora.apply(*given, torch.get_autocast_dtype(kind))
+    else:
+        result = _Lora.apply(*given)
     return result.view(*x.shape[:-1], -1)
 
 
@@ -101,16 +133,23 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
     """What transformers calls in place of its own attention: → (B, T, H, D) and no weights."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    size = query.shape[:3].numel() * key.shape[2]
     trains = torch.is_grad_enabled() and module.training
     trains = trains and any(x.requires_grad for x in (query, key, value))
-    plain = query.device.type == "cpu" and query.dtype == torch.float32 and not dropout
-    if not (trains and plain) or size > CACHED_PROBABILITIES or key.shape[1] != query.shape[1]:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _Attention.apply(query, key, value, attention_mask, scaling), None
+    ours = trains and query.device.type == "cpu" and not dropout
+    kind = query.dtype
+    if ours and kind != torch.float32:  # PyTorch's backward pass is half as fast in bfloat16
+        query, key, value = (x.float() for x in (query, key, value))
+    size = query.shape[:3].numel() * key.shape[2]
+    with torch.autocast("cpu", enabled=False) if ours else nullcontext():
+        if not ours or size > CACHED_PROBABILITIES or key.shape[1] != query.shape[1]:
+            result, _ = sdpa_attention_forward(
+                module, query, key, value, attention_mask,
+                dropout=dropout, scaling=scaling, **kwargs,
+            )  # fmt: skip
+        else:
+            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            result = _Attention.apply(query, key, value, attention_mask, scaling)
+    return result.to(kind), None
 
 
 def _mask(**kwargs) -> Tensor | None:

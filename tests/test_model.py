@@ -83,6 +83,36 @@ def test_kernels_train_like_the_libraries_own(encoders, family, method, monkeypa
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
 
 
+def test_in_bfloat16_kernels_are_about_as_near_to_float32_as_the_libraries_own(encoders):
+    from peft.tuners.lora import Linear
+
+    base = load_base(str(encoders["bert"]), encoder_dropout=0.0)
+    model = attach(base, get_method("lora"), defaults("lora"), max_seq_length=64).train()
+    torch.manual_seed(0)
+    for name, parameter in model.trainable().items():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    layers = [m for m in model.modules() if isinstance(m, Linear)]
+
+    def gradient(lower):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            start, end = model(**batch())
+        (start[0].square().sum() + end[0].square().sum()).backward()
+        return torch.cat([p.grad.flatten() for p in model.trainable().values()]), end.detach()[0]
+
+    exact, ours = gradient(lower=False), gradient(lower=True)
+    for layer in layers:
+        vars(layer).pop("forward")
+    model.network.get_base_model().set_attn_implementation("sdpa")
+    theirs = gradient(lower=True)
+    for k in range(2):
+        distance = [
+            float((found[k] - exact[k]).norm() / exact[k].norm()) for found in (ours, theirs)
+        ]
+        assert 0 < distance[0] < 2 * distance[1] < 0.06, distance
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_the_base_itself_is_what_transformers_computes(encoders, family):
