@@ -1,0 +1,122 @@
+"""What may have gone wrong in the starting report? Its faults, put back one by one.
+
+    python -m studies.squad.data
+    python -m studies.squad.faults --num_threads 1    # → studies/squad/faults.json
+
+Each row is the report's recipe on a part of SQuAD (three epochs, one seed), with the faults it
+names. Stopped at any moment, the same command goes on with the next row. Flags are train.py's.
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+
+import train
+from qa import bertscore, checkpoint, loop, metrics, report, runs, spans
+from qa.methods import get_method
+from qa.model import SpanModel, attach, load_base
+from qa.study import Settings
+from studies.squad.data import FOLDER
+
+FILE = Path(__file__).with_suffix(".json")
+FAULTS = {
+    "head": "freshly initialised span head",
+    "segments": "segment ids dropped",
+    "labels": "labels not shifted by the virtual tokens",
+    "start": "prompt from noise, not from words",
+}
+TOGETHER = ("head", "segments")
+ROWS = [
+    ("pretrained", ()), ("pretrained", ("head",)), ("pretrained", ("segments",)),
+    ("pretrained", TOGETHER),
+    ("lora", ()), ("lora", ("head",)), ("lora", ("segments",)), ("lora", TOGETHER),
+    ("prompt_tuning", ()), *(("prompt_tuning", (name,)) for name in FAULTS),
+    ("prompt_tuning", tuple(FAULTS)),
+]  # fmt: skip
+RECIPE = ["--study", "squad", "--model_name_or_path", "embedded", "--num_train_epochs", "3",
+          "--train_file", str(FOLDER / "subset.json"),
+          "--validation_file", str(FOLDER / "validation.json"),
+          "--test_file", "$SQUAD_DIR/dev-v1.1.json"]  # fmt: skip
+
+
+def faulty_model(settings: Settings, faults: Collection[str]) -> SpanModel:
+    """The encoder under the settings' method, with these of FAULTS."""
+    base = load_base(settings.model_name_or_path)
+    if "head" in faults:
+        torch.manual_seed(settings.seed)
+        head = base.model.qa_outputs
+        torch.nn.init.normal_(head.weight, std=base.model.config.initializer_range)
+        torch.nn.init.zeros_(head.bias)
+    chosen = dict(settings.hyperparameters)
+    if "start" in faults:
+        chosen["prompt_tuning_init"] = "RANDOM"
+    method = get_method(settings.method)
+    model = attach(base, method, chosen, settings.max_seq_length, seed=settings.seed)
+    if "segments" in faults:
+        model.architecture = replace(model.architecture, segments=False)
+    if "labels" in faults:
+        virtual = model.num_virtual_tokens
+
+        def shift(module: Any, inputs: Any, output: Any) -> None:
+            # Of V + T logits the model takes the last T. Moved by V to the right, these are what
+            # was the first T, which is where labels that nobody shifted point to.
+            for name in ("start_logits", "end_logits"):
+                output[name] = pad(output[name], (virtual, 0))[:, :-virtual]
+
+        base.model.register_forward_hook(shift)
+    return model
+
+
+def main() -> None:
+    settings, _ = train.parse([*RECIPE, *sys.argv[1:]])
+    accelerator, num_threads = train.start(settings)
+    prepared = train.prepare(settings, accelerator)
+    scorer = bertscore.scorer_of(settings)
+    console = report.make_console()
+    found = json.loads(FILE.read_text()) if FILE.is_file() else {"rows": []}
+    for method, faults in itertools.islice(ROWS, len(found["rows"]), None):
+        settings, _ = train.parse([*RECIPE, "--method", method, *sys.argv[1:]])
+        model = faulty_model(settings, faults).to(accelerator.device)
+        history = []
+        if model.trainable():
+            history = loop.fit(
+                accelerator,
+                model,
+                prepared.windows["train"],
+                settings,
+                lambda s=settings, m=model: train.validate(s, accelerator, m, prepared),
+            ).history
+        accelerator.free_memory()
+        examples = prepared.splits["test"].examples
+        texts = spans.best_texts(
+            loop.predict(accelerator, model, prepared.windows["test"], examples, settings)[0]
+        )
+        scores = metrics.score(texts, examples)
+        row = {
+            "method": method,
+            "faults": list(faults),
+            "eval_exact_match": scores.exact_match,
+            "eval_f1": scores.f1,
+            "eval_bertscore_f1": float(scorer.score([texts], examples).mean()),
+            "history": history,
+        }
+        console.print(f"{method} {list(faults)}: F1 {scores.f1:.2f}", markup=False)
+        found = {
+            "command": "python -m studies.squad.faults " + " ".join(sys.argv[1:]),
+            "data": {name: str(split) for name, split in prepared.splits.items()},
+            "seed": settings.seed,
+            "environment": runs.environment(accelerator.device.type, num_threads, 1),
+            "rows": [*found["rows"], row],
+        }
+        checkpoint.write_text(FILE, json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
