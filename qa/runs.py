@@ -25,7 +25,7 @@ from qa.methods import Method, get_method
 from qa.model import SHORT_NAMES, Base, SpanModel, attach, load_base
 from qa.spans import Span, best_texts
 from qa.squad import Example, load_splits, read_json, read_predictions
-from qa.study import FIELDS, Settings, check_field
+from qa.study import FIELDS, Settings, check_field, read_config
 
 PACKAGES = (
     "torch",
@@ -265,11 +265,10 @@ def load_run(run_dir: Path) -> tuple[SpanModel, Base, Settings]:
     from safetensors.torch import load_file
 
     try:
-        saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["settings"]
-        settings = Settings(**{k: check_field(k, v, "config.json") if k != "hyperparameters" else v
-                               for k, v in saved.items()})  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        saved = read_config(str(run_dir / "config.json"))
+    except UserError as error:
         raise UserError(f"{run_dir}: is no run's folder ({error})") from None
+    settings = Settings(**{**saved.values, "hyperparameters": saved.hyperparameters})
     method = get_method(settings.method)
     base = load_base(
         settings.model_name_or_path,

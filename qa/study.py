@@ -274,7 +274,8 @@ def _study_layers(study: str, method: str) -> list[Layer]:
     return layers
 
 
-def _config_layer(path: str) -> Layer:
+def read_config(path: str) -> Layer:
+    """A run's config.json, checked. Raises UserError."""
     try:
         saved = json.loads(Path(path).read_text(encoding="utf-8"))["settings"]
         entries = dict(saved)
@@ -295,7 +296,7 @@ def _config_layer(path: str) -> Layer:
 
 def resolve(flags: Layer, config: str | None = None) -> tuple[Settings, dict[str, str]]:
     """Layer upon layer → the settings, and the origin of each. Raises UserError."""
-    saved = _config_layer(config) if config else None
+    saved = read_config(config) if config else None
     named = {**(saved.values if saved else {}), **flags.values}
     row = get_method(named.get("method", FIELDS["method"].default))
     study = named.get("study", FIELDS["study"].default)
