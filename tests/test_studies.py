@@ -27,7 +27,7 @@ def test_the_readmes_table_is_that_of_the_results(study):
         line = next(line for line in table if line.startswith(f"| {name} "))
         assert f"{value:.2f}" in line
     for run in runs:
-        assert run["fingerprints"]["model"] == load_base(run["model"]).fingerprint
+        assert run["fingerprints"]["model"] == load_base(run["model"], seed=run["seed"]).fingerprint
 
 
 def test_lora_stands_above_prompt_tuning_and_that_above_the_untouched_model():

@@ -1,0 +1,152 @@
+"""Put finished runs into what is committed: predictions, curves, adapters, the README's tables.
+
+    python evaluate.py --study squad && python evaluate.py --study squad-minilm-l6
+    python -m studies.squad.record
+
+Predictions stand in predictions.jsonl.xz: a line that names the runs, then a line for each question
+with its id and every run's answer. What they contain of SQuAD is CC BY-SA 4.0, as SQuAD is.
+"""
+
+import json
+import lzma
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qa import checkpoint, page, pictures, runs
+from qa.study import ROOT, STUDIES
+from studies.squad.faults import FAULTS
+from studies.squad.faults import FILE as FAULTS_FILE
+
+HERE = Path(__file__).parent
+RECORDED = ("squad", "squad-minilm-l6")
+PREDICTIONS = "predictions.jsonl.xz"
+INK = "#767676"  # readable on a light and on a dark page: a picture of its own knows no page
+ADAPTERS = {"embedded": "squad", "minilm-l6": "squad-minilm-l6"}  # name: the study it comes from
+SHIPPED = ("adapter_config.json", "adapter_model.safetensors", "config.json", "eval_results.json")
+SCORES = ("f1", "exact_match", "bertscore_f1")
+REPORTED = {  # by the starting report
+    "pretrained": (0.9, 0.0, 10.1), "lora": (32.6, 24.0, 72.2), "prompt_tuning": (1.9, 0.0, 58.6)
+}  # fmt: skip
+HEADLINE = {  # where a line's runs are, and how their names end
+    "the report's recipe, embedded encoder": ("squad", ""),
+    "tuned, embedded encoder": ("squad", "-tuned"),
+    "tuned, MiniLM-L6": ("squad-minilm-l6", "-tuned"),
+}
+
+
+def results(study: str) -> dict[str, Any]:
+    return json.loads((STUDIES / study / "results.json").read_text(encoding="utf-8"))
+
+
+def read_predictions(study: str) -> Iterator[tuple[str, int, dict[str, str]]]:
+    """(run name, seed, {question id: answer}) of every recorded run of a study."""
+    with lzma.open(STUDIES / study / PREDICTIONS, "rt", encoding="utf-8") as file:
+        names, *lines = map(json.loads, file)
+    for k, (name, seed) in enumerate(names):
+        yield name, seed, {id: answers[k] for id, *answers in lines}
+
+
+def write_predictions(study: str, found: list[Mapping], texts: list[Mapping[str, str]]) -> None:
+    lines = [[(run["run_name"], run["seed"]) for run in found]]
+    lines += [[id, *(of_run[id] for of_run in texts)] for id in texts[0]]
+    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    packed = lzma.compress(content.encode(), preset=9)
+    (STUDIES / study / PREDICTIONS).write_bytes(packed)
+
+
+def write_curves(study: str, found: list[Mapping], histories: list) -> None:
+    curves = [(run["run_name"], run["seed"], rows) for run, rows in zip(found, histories)]
+    picture = pictures.learning_curves("eval_f1", "Validation F1", curves)
+    if picture:
+        svg = picture.svg.replace("currentColor", INK)
+        svg = svg.replace("<svg", '<svg font-family="sans-serif"', 1)
+        checkpoint.write_text(STUDIES / study / "curves.svg", svg + "\n")
+
+
+def table(study: str) -> str:
+    """The report's table and findings, without its title."""
+    return page.markdown(results(study), study).split("\n", 2)[2].replace("\n## ", "\n### ")
+
+
+def headline() -> str:
+    methods = ("pretrained", "lora", "prompt_tuning", "prefix_tuning")
+    lines = ["| F1 / EM / BERTScore | " + " | ".join(methods) + " |", "|---" * 5 + "|"]
+
+    def add(name: str, cells: list[str]) -> None:
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+
+    add("the starting report, bert-tiny", [
+        " / ".join(map(str, REPORTED[method])) if method in REPORTED else "–" for method in methods
+    ])  # fmt: skip
+    for name, (study, ending) in HEADLINE.items():
+        if not (STUDIES / study / "results.json").is_file():
+            continue
+        rows = {row["run_name"]: row["scores"] for row in results(study)["rows"]}
+        if "lora" + ending not in rows:
+            continue
+        cells = []
+        for method in methods:
+            scores = rows.get(method + ending, rows.get(method) if method == "pretrained" else None)
+            found = [f"{scores[key]['value']:.1f}" for key in SCORES] if scores else ["–"]
+            cells.append(" / ".join(found))
+        add(name, cells)
+    return "\n".join(lines) + "\n"
+
+
+def faults() -> str:
+    found = json.loads(FAULTS_FILE.read_text(encoding="utf-8"))
+    correct = {row["method"]: row["eval_f1"] for row in found["rows"] if not row["faults"]}
+    lines = ["| method | fault | EM | F1 | BERTScore | F1 lost |", "|---|---|---:|---:|---:|---:|"]
+    for row in found["rows"]:
+        scores = [row[f"eval_{key}"] for key in ("exact_match", "f1", "bertscore_f1")]
+        lost = correct[row["method"]] - row["eval_f1"]
+        named = "; ".join(FAULTS[name] for name in row["faults"]) or "none"
+        cells = [row["method"], named, *(f"{score:.2f}" for score in scores), f"{lost:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def ship(name: str, study: str) -> None:
+    """Copy the study's LoRA that is best on validation to adapters/`name`."""
+    trained = [run for run in results(study)["runs"] if run["method"] == "lora"]
+    best = max(trained, key=lambda run: run["best_evaluation"]["eval_f1"])
+    source, folder = STUDIES / study / "runs" / best["run_dir"], HERE / "adapters" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in SHIPPED:
+        shutil.copyfile(source / file, folder / file)
+    card = (source / "README.md").read_text(encoding="utf-8")
+    places = [path.relative_to(ROOT).as_posix() for path in (source, folder)]
+    checkpoint.write_text(folder / "README.md", card.replace(*places))
+
+
+def fill(file: Path, name: str, text: str) -> None:
+    """Put `text` between the marks of this name in a Markdown file."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    content = file.read_text(encoding="utf-8")
+    before, rest = content.split(begin)
+    checkpoint.write_text(file, before + begin + text + end + rest.split(end)[1])
+
+
+def main() -> None:
+    for study in RECORDED:
+        folder = STUDIES / study
+        found = runs.find_runs(folder / "runs")
+        if found:
+            evidence = [runs.read_evidence(folder / "runs" / run["run_dir"]) for run in found]
+            write_predictions(study, found, [texts for texts, _, _ in evidence])
+            write_curves(study, found, [history for _, history, _ in evidence])
+        if (folder / "results.json").is_file():
+            fill(folder / "README.md", "table", table(study))
+    for name, study in ADAPTERS.items():
+        if (STUDIES / study / "runs").is_dir():
+            ship(name, study)
+    if FAULTS_FILE.is_file():
+        fill(HERE / "README.md", "faults", faults())
+    for file in (HERE / "README.md", ROOT / "README.md"):
+        fill(file, "headline", headline())
+
+
+if __name__ == "__main__":
+    main()

