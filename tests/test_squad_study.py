@@ -1,6 +1,7 @@
 """studies/squad: what is recorded scores as it says, and the faults are those that they name."""
 
 import json
+import re
 import shlex
 
 import pytest
@@ -49,18 +50,12 @@ def test_a_shipped_adapter_answers(name):
 
 
 @pytest.mark.parametrize("file", [record.HERE / "README.md", STUDIES / "squad-minilm-l6/README.md"])
-def test_the_readmes_commands_parse(file, monkeypatch):
-    for name in ("DATA", "TEST"):  # as the README itself sets them
-        for line in file.read_text().splitlines():
-            if line.startswith(f"export {name}="):
-                monkeypatch.setenv(name, line.split("=", 1)[1].strip('"').replace("\\$", "$"))
-    import os
-
-    lines = file.read_text().replace("\\\n", " ").splitlines()
-    for line in (line for line in lines if line.startswith("python tune.py")):
-        for name in ("DATA", "TEST"):
-            line = line.replace(f"${name}", os.environ.get(name, ""))
-        assert tune.parse(shlex.split(line)[2:]).tasks
+def test_the_readmes_commands_parse(file):
+    text = file.read_text().replace("\\\n", " ")
+    for name, value in re.findall(r'export (DATA|TEST)="(.*)"', text):
+        text = text.replace(f"${name}", value.replace("\\$", "$"))
+    lines = [line for line in text.splitlines() if line.startswith("python tune.py")]
+    assert lines and all(tune.parse(shlex.split(line)[2:]).tasks for line in lines)
 
 
 def test_the_cut_of_squad(squad_dir, tmp_path, monkeypatch):
