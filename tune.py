@@ -117,7 +117,7 @@ class Worker:
         """Encoder, train and validation split with windows; the test split stays shut."""
         key = tuple(getattr(settings, name) for name in PREPARED_FROM)
         if self.prepared is None or self.prepared[0] != key:
-            others = [task.trial for task in self.plan.tasks]
+            others = [one for task in self.plan.tasks for one in (task.trial, task.settings)]
             splits = ("train", "validation")
             made = self.train.prepare(settings, self.accelerator, splits, others)
             self.prepared = key, made

@@ -111,7 +111,9 @@ def resolve(
     for origin, entries in ((f"{where}.trial", block.get("trial") or {}), ("--trial", trial_flags)):
         for name, value in entries.items():
             if name not in OF_A_TRIAL:
-                raise UserError(f"{origin}: unknown setting {name!r}{suggest(name, OF_A_TRIAL)}")
+                raise UserError(
+                    f"{origin}: unknown setting {name!r}{suggest(str(name), OF_A_TRIAL)}"
+                )
             trial[name] = check_field(name, value, origin)
     changes = {get_method(name).name: given for name, given in (block.get("space") or {}).items()}
     return Budget(**values), changes, trial

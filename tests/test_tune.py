@@ -138,6 +138,7 @@ def test_bad_flags(command, flags, message):
         ("search: {space: {lora: {rank: [1]}}}", "unknown name 'rank'"),
         ("search: {space: {lorra: {}}}", "method: 'lorra' is unknown"),
         ("search: {trial: 5}", "must be a mapping"),
+        ("search: {trial: {5: 5}}", "search.trial: unknown setting 5"),
         ("search: {trial: {seed: 5}}", "search.trial: unknown setting 'seed'"),
     ],
 )

@@ -12,7 +12,8 @@ import json
 import random
 from pathlib import Path
 
-from qa.embedded.build_encoder import HERE
+from qa import checkpoint, embedded
+from qa.report import run_command
 from qa.squad import hold_out, read_file, read_json
 from qa.study import FIELDS, ROOT, expand_path
 
@@ -22,7 +23,7 @@ SUBSET = 10_000  # questions
 
 
 def main() -> None:
-    titles = json.loads((HERE / "encoder_titles.json").read_text())
+    titles = read_json(Path(embedded.__file__).with_name("encoder_titles.json"))
     known = {title for part in titles.values() for title in part}
     document = read_json(expand_path("$SQUAD_DIR/train-v1.1.json"))
     articles = [article for article in document["data"] if article["title"] not in known]
@@ -30,7 +31,7 @@ def main() -> None:
     def write(name: str, kept: list) -> Path:
         file = ROOT / FOLDER / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({**document, "data": kept}, ensure_ascii=False))
+        checkpoint.write_text(file, json.dumps({**document, "data": kept}, ensure_ascii=False))
         print(f"{FOLDER / name}: {len(kept)} articles, {sum(map(questions, kept)):,} questions")
         return file
 
@@ -53,4 +54,4 @@ def questions(article: dict) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

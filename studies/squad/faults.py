@@ -19,7 +19,7 @@ import torch
 from torch.nn.functional import pad
 
 import train
-from qa import bertscore, checkpoint, loop, metrics, report, runs, spans
+from qa import UserError, bertscore, checkpoint, loop, metrics, report, runs, spans
 from qa.methods import get_method
 from qa.model import SpanModel, attach, load_base
 from qa.study import Settings
@@ -76,11 +76,14 @@ def faulty_model(settings: Settings, faults: Collection[str]) -> SpanModel:
 
 def main() -> None:
     settings, _ = train.parse([*RECIPE, *sys.argv[1:]])
+    command = " ".join(["python -m studies.squad.faults", *sys.argv[1:]])
+    found = json.loads(FILE.read_text()) if FILE.is_file() else {"command": command, "rows": []}
+    if found["command"] != command:
+        raise UserError(f"{FILE.name} is of another command ({found['command']}); move it away")
     accelerator, num_threads = train.start(settings)
     prepared = train.prepare(settings, accelerator)
     scorer = bertscore.scorer_of(settings)
     console = report.make_console()
-    found = json.loads(FILE.read_text()) if FILE.is_file() else {"rows": []}
     for method, faults in itertools.islice(ROWS, len(found["rows"]), None):
         settings, _ = train.parse([*RECIPE, "--method", method, *sys.argv[1:]])
         model = faulty_model(settings, faults).to(accelerator.device)
@@ -109,7 +112,7 @@ def main() -> None:
         }
         console.print(f"{method} {list(faults)}: F1 {scores.f1:.2f}", markup=False)
         found = {
-            "command": "python -m studies.squad.faults " + " ".join(sys.argv[1:]),
+            "command": command,
             "data": {name: str(split) for name, split in prepared.splits.items()},
             "seed": settings.seed,
             "environment": runs.environment(accelerator.device.type, num_threads, 1),
@@ -119,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    report.run_command(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qa import checkpoint, page, pictures, runs
+from qa.report import run_command
 from qa.study import ROOT, STUDIES
 from studies.squad.faults import FAULTS
 from studies.squad.faults import FILE as FAULTS_FILE
@@ -149,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
