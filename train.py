@@ -204,7 +204,7 @@ def train(
     """
     from accelerate.utils import broadcast_object_list
 
-    from qa import bertscore, loop, metrics, report, runs, spans
+    from qa import bertscore, displays, loop, metrics, report, runs, spans
     from qa.checkpoint import stop_signals
 
     run_dir = settings.run_dir()
@@ -253,7 +253,7 @@ def train(
         runs.write_config(run_dir, settings, origins, fingerprints)
     accelerator.init_trackers("spantune", config=_flat(settings))
 
-    with report.TrainingDisplay(console) as display:
+    with displays.TrainingDisplay(console) as display:
 
         def on_evaluation(progress: loop.Progress) -> None:
             display.on_evaluation(progress)

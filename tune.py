@@ -299,7 +299,7 @@ def search_methods(plan: Plan, pool: Any, worker: Worker | None, console: Any) -
     """What each method's search found (None where there was none), shown as it goes on."""
     from accelerate.utils import broadcast_object_list
 
-    from qa import report
+    from qa import displays
 
     outcomes: list[Mapping | None] = []
     for index, task in enumerate(plan.tasks):
@@ -313,7 +313,7 @@ def search_methods(plan: Plan, pool: Any, worker: Worker | None, console: Any) -
         storage, settings = search.open_storage(plan.storage), task.settings
         if plan.fresh:
             search.delete_study(storage, settings)
-        with report.SearchDisplay(
+        with displays.SearchDisplay(
             console,
             settings.method,
             plan.budget,
@@ -327,13 +327,13 @@ def search_methods(plan: Plan, pool: Any, worker: Worker | None, console: Any) -
         outcomes[-1] = search.outcome(storage, settings, plan.budget) | {"trial": plan.of_trial}
         if worker:
             broadcast_object_list([outcomes[-1]])
-        report.print_outcome(console, settings.method, outcomes[-1])
+        displays.print_outcome(console, settings.method, outcomes[-1])
     return outcomes
 
 
 def train_all(plan: Plan, outcomes: list, pool: Any, worker: Worker | None, console: Any) -> None:
     """The final run of every method and seed."""
-    from qa import report
+    from qa import displays
 
     runs = [
         (index, seed, found)
@@ -347,7 +347,7 @@ def train_all(plan: Plan, outcomes: list, pool: Any, worker: Worker | None, cons
     futures = {pool.submit(_final, *run): run for run in runs}
     for future, (index, seed, found) in futures.items():
         name = final_settings(plan.tasks[index], seed, found)[0].run_dir()
-        future.add_done_callback(lambda done, name=name: report.print_run(console, name, done))
+        future.add_done_callback(lambda done, name=name: displays.print_run(console, name, done))
     console.print(f"{len(runs)} final runs, {plan.workers} at a time", markup=False)
     wait_for(list(futures), lambda: None)
 

@@ -11,9 +11,9 @@ ORDER = ["__init__", "methods", "study", "squad", "windows", "spans", "metrics"]
 ORDER += ["bertscore", "certainty"]
 ORDER += ["kernels", "adalora", "model"]
 ORDER += ["checkpoint", "loop", "search", "runs"]
-ORDER += ["comparison", "pictures", "page", "report", "answer", "export"]
+ORDER += ["comparison", "pictures", "page", "report", "displays", "answer", "export"]
 ONLY = {
-    "rich": {"report"},
+    "rich": {"report", "displays"},
     "optuna": {"search"},
     "peft": {"methods", "kernels", "model", "runs"},
     "argparse": {"study"},
