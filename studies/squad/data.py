@@ -15,7 +15,7 @@ from pathlib import Path
 from qa import checkpoint, embedded
 from qa.report import run_command
 from qa.squad import hold_out, read_file, read_json
-from qa.study import FIELDS, ROOT, expand_path
+from qa.study import FIELDS, ROOT, Parser, expand_path
 
 FOLDER = Path(".cache/squad")
 SEED = FIELDS["data_seed"].default
@@ -23,6 +23,7 @@ SUBSET = 10_000  # questions
 
 
 def main() -> None:
+    Parser(prog="python -m studies.squad.data", description=__doc__.split("\n")[0]).parse_args()
     titles = read_json(Path(embedded.__file__).with_name("encoder_titles.json"))
     known = {title for part in titles.values() for title in part}
     document = read_json(expand_path("$SQUAD_DIR/train-v1.1.json"))

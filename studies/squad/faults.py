@@ -22,7 +22,7 @@ import train
 from qa import UserError, bertscore, checkpoint, loop, metrics, report, runs, spans
 from qa.methods import get_method
 from qa.model import SpanModel, attach, load_base
-from qa.study import Settings
+from qa.study import Parser, Settings, add_settings
 from studies.squad.data import FOLDER
 
 FILE = Path(__file__).with_suffix(".json")
@@ -75,6 +75,9 @@ def faulty_model(settings: Settings, faults: Collection[str]) -> SpanModel:
 
 
 def main() -> None:
+    parser = Parser(prog="python -m studies.squad.faults", description=__doc__.split("\n")[0])
+    add_settings(parser)
+    parser.parse_args()
     settings, _ = train.parse([*RECIPE, *sys.argv[1:]])
     command = " ".join(["python -m studies.squad.faults", *sys.argv[1:]])
     found = json.loads(FILE.read_text()) if FILE.is_file() else {"command": command, "rows": []}

@@ -16,7 +16,7 @@ from typing import Any
 
 from qa import checkpoint, page, pictures, runs
 from qa.report import run_command
-from qa.study import ROOT, STUDIES
+from qa.study import ROOT, STUDIES, Parser
 from studies.squad.faults import FAULTS
 from studies.squad.faults import FILE as FAULTS_FILE
 
@@ -84,14 +84,16 @@ def headline() -> str:
     for name, (study, ending) in HEADLINE.items():
         if not (STUDIES / study / "results.json").is_file():
             continue
-        rows = {row["run_name"]: row["scores"] for row in results(study)["rows"]}
+        made = results(study)["rows"]
+        rows = {row["run_name"]: row["scores"] for row in made}
         if "lora" + ending not in rows:
             continue
+        random_heads = [row["run_name"] for row in made if row["random_head"]]
         cells = []
         for method in methods:
             scores = rows.get(method + ending, rows.get(method) if method == "pretrained" else None)
             found = [f"{scores[key]['value']:.1f}" for key in SCORES] if scores else ["–"]
-            cells.append(" / ".join(found))
+            cells.append(" / ".join(found) + (" †" if method in random_heads else ""))
         add(name, cells)
     return "\n".join(lines) + "\n"
 
@@ -118,6 +120,9 @@ def ship(name: str, study: str) -> None:
     for file in SHIPPED:
         shutil.copyfile(source / file, folder / file)
     card = (source / "README.md").read_text(encoding="utf-8")
+    card = card.replace(
+        "---\n", "---\nlicense: cc-by-sa-4.0\n", 1
+    )  # as SQuAD, which it learnt from
     places = [path.relative_to(ROOT).as_posix() for path in (source, folder)]
     checkpoint.write_text(folder / "README.md", card.replace(*places))
 
@@ -131,6 +136,7 @@ def fill(file: Path, name: str, text: str) -> None:
 
 
 def main() -> None:
+    Parser(prog="python -m studies.squad.record", description=__doc__.split("\n")[0]).parse_args()
     for study in RECORDED:
         folder = STUDIES / study
         found = runs.find_runs(folder / "runs")
