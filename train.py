@@ -10,10 +10,11 @@ import copy
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from qa import UserError, study
+from qa import Interrupted, UserError, study
 
 LIST = "--list_methods"
 
@@ -70,6 +71,8 @@ def start(settings: study.Settings) -> tuple[Any, int]:
         if "mixed precision" not in str(error):
             raise
         raise UserError(f"mixed_precision: {error}; use no, or bf16 on a newer CPU") from None
+    # Accelerate would divide by what the launcher was told; the loop has its own account.
+    accelerator.gradient_accumulation_steps = 1
     if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("mixed_precision: fp16 needs a GPU; use no or bf16 on a CPU")
     if accelerator.device.type == "cuda":
@@ -202,17 +205,39 @@ def train(
 
     search: what finding these settings took, to be kept with the results.
     """
-    from accelerate.utils import broadcast_object_list
+    from qa import report, runs
+
+    run_dir = settings.run_dir()
+    waiting = f"{report.shown(run_dir)}: another process trains this run; waiting for its end"
+    claimed = nullcontext()
+    if accelerator.is_main_process:
+        claimed = runs.claim(run_dir, lambda: console.print(waiting, soft_wrap=True))
+    with claimed:
+        return _train(settings, origins, accelerator, num_threads, console, search)
+
+
+def _train(
+    settings: study.Settings,
+    origins: Mapping[str, str],
+    accelerator: Any,
+    num_threads: int,
+    console: Any,
+    search: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """`train`, in a folder that is this run's alone."""
+    import torch
+    from accelerate.utils import ProjectConfiguration, broadcast_object_list
 
     from qa import bertscore, displays, loop, metrics, report, runs, spans
     from qa.checkpoint import stop_signals
 
-    run_dir = settings.run_dir()
+    run_dir, num_processes = settings.run_dir(), accelerator.num_processes
     # One process decides, before it writes; all the others hear the same.
     results, problem, scorer = None, None, None
     if accelerator.is_main_process:
         try:
-            results = runs.open_run(settings)
+            # with other settings, a search's best is an earlier search's
+            results = runs.open_run(settings, num_processes, replace_other=bool(search))
             if results is None:  # before the training: a model that cannot be had ends it here
                 scorer = bertscore.scorer_of(settings)
         except UserError as error:
@@ -227,6 +252,8 @@ def train(
         )
         return results
 
+    num_threads = settings.num_threads or runs.num_threads_of(run_dir) or num_threads
+    torch.set_num_threads(num_threads)
     runs.reset_peak_memory(accelerator.device.type)
     with console.status("loading data and encoder"):  # a silent hub is tried for half a minute
         prepared = prepare(settings, accelerator)
@@ -246,11 +273,12 @@ def train(
     shown["run"] = (
         f"{report.shown(run_dir)} · {accelerator.device} · {num_threads} threads a process"
     )
-    if accelerator.num_processes > 1:
-        shown["run"] += f" · {accelerator.num_processes} processes"
+    if num_processes > 1:
+        shown["run"] += f" · {num_processes} processes"
     report.print_header(console, f"Spantune · {method.name} · seed {settings.seed}", shown)
     if accelerator.is_main_process:
-        runs.write_config(run_dir, settings, origins, fingerprints)
+        runs.write_config(run_dir, settings, origins, fingerprints, num_processes)
+    accelerator.project_configuration = ProjectConfiguration(str(run_dir))
     accelerator.init_trackers("spantune", config=_flat(settings))
 
     with displays.TrainingDisplay(console) as display:
@@ -276,6 +304,8 @@ def train(
                         on_evaluation=on_evaluation,
                         stop=stop,
                     )
+                    if signum := broadcast_object_list([stop()])[0]:  # since the last update
+                        raise Interrupted(signum)
             except loop.NonFiniteLoss as error:
                 raise UserError(f"learning_rate: training diverged ({error}); lower it") from None
         examples = prepared.splits["test"].examples
@@ -311,9 +341,7 @@ def train(
         "data": {name: str(split) for name, split in prepared.splits.items()},
         "search": search,
         "fingerprints": fingerprints,
-        "environment": runs.environment(
-            accelerator.device.type, num_threads, accelerator.num_processes
-        ),
+        "environment": runs.environment(accelerator.device.type, num_threads, num_processes),
     }
     if accelerator.is_main_process:
         results["eval_bertscore_f1"] = float(scorer.score([texts], examples).mean())
@@ -321,7 +349,9 @@ def train(
         results["adapter_bytes"] = runs.save_model(run_dir, model, prepared.base, settings)
         runs.write_outcome(settings, results, predictions)
     accelerator.log({"test_f1": scores.f1, "test_exact_match": scores.exact_match})
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # not end_training: more runs may follow
+        tracker.finish()
+    accelerator.trackers.clear()
     return results
 
 
@@ -366,6 +396,7 @@ def main() -> None:
         console.print(
             f"written to {report.shown(settings.run_dir())}", markup=False, soft_wrap=True
         )
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

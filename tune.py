@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -131,13 +130,19 @@ class Worker:
         if not self.accelerator.is_main_process:  # one process asks what to try, all of them work
             with stop_signals() as stop:
                 while message := broadcast_object_list([None])[0]:
-                    with suppress(search.Pruned, UserError):
+                    try:
                         parameters = message["parameters"]
                         self.trial(task, prepared, parameters, lambda step, value: False, stop)
+                    except Interrupted:
+                        raise
+                    except Exception:  # the main process has it too, and records it
+                        pass
             return
 
         fingerprints = {"model": prepared.base.fingerprint}
         fingerprints |= {name: split.fingerprint for name, split in prepared.splits.items()}
+        if self.accelerator.num_processes > 1:  # of which the effective batch is a multiple
+            fingerprints["number of processes"] = self.accelerator.num_processes
         storage, budget = search.open_storage(self.plan.storage), self.plan.budget
         opened = search.open_study(storage, task.trial, task.space, budget, fingerprints)
         with stop_signals() as stop:
@@ -196,8 +201,6 @@ class Worker:
         from qa import runs
 
         settings, origins = final_settings(task, seed, found)
-        if found and runs.is_outdated(settings):  # an earlier search's best
-            settings = replace(settings, overwrite=True)
         try:
             results = self.train.train(
                 settings, origins, self.accelerator, self.num_threads, console, found
@@ -206,6 +209,9 @@ class Worker:
             raise Interrupted(stopped.signum, search.AGAIN) from None
         finally:
             self.accelerator.free_memory()
+        if results.get("search") != found and self.accelerator.is_main_process:
+            results["search"] = found  # of more trials, with the same best
+            runs.write_json(settings.run_dir() / "eval_results.json", results)
         return results
 
 
@@ -333,6 +339,8 @@ def search_methods(plan: Plan, pool: Any, worker: Worker | None, console: Any) -
 
 def train_all(plan: Plan, outcomes: list, pool: Any, worker: Worker | None, console: Any) -> None:
     """The final run of every method and seed."""
+    from accelerate.utils import broadcast_object_list
+
     from qa import displays
 
     runs = [
@@ -341,8 +349,11 @@ def train_all(plan: Plan, outcomes: list, pool: Any, worker: Worker | None, cons
         for seed in task.settings.seeds
     ]
     if not pool:
-        for index, seed, found in runs:
-            worker.final(plan.tasks[index], seed, found, console)
+        with stop_signals() as stop:  # a run may have no more updates at which it would stop
+            for index, seed, found in runs:
+                worker.final(plan.tasks[index], seed, found, console)
+                if signum := broadcast_object_list([stop()])[0]:
+                    raise Interrupted(signum, search.AGAIN)
         return
     futures = {pool.submit(_final, *run): run for run in runs}
     for future, (index, seed, found) in futures.items():

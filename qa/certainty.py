@@ -27,16 +27,20 @@ import numpy as np
 
 NUM_RESAMPLES = 10_000
 ALPHA = 0.05  # intervals hold 1 - ALPHA
+MIN_ARTICLES = 5  # of fewer, draws say too little of how others would do
 Z = 1.959964  # the normal distribution's 1 - ALPHA / 2 quantile
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its 95 % interval, and over how many questions; `p` where it is a difference."""
+    """A value, its 95 % interval, and over how many questions; `p` where it is a difference.
+
+    Of fewer than MIN_ARTICLES articles there is no interval.
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     p: float | None = None
 
@@ -58,10 +62,6 @@ class Bootstrap:
         self.num_articles, self.num_resamples, self.seed = len(names), num_resamples, seed
         rng = np.random.default_rng(seed)
         self.weights = _draws(self.num_articles, rng, num_resamples)  # (R, C)
-        # Few articles vary like Student's t: the percentiles are put out as far as its quantile
-        # (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789), here by its expansion.
-        t = Z + (Z**3 + Z) / (4 * max(1, self.num_articles - 1))
-        self.tail = NormalDist().cdf(-t)
 
     def seed_weights(self, name: str, seeds: int) -> np.ndarray:
         """Shares of a method's seeds, (R, S): its own draws, the same for each of its scores."""
@@ -87,8 +87,10 @@ class Bootstrap:
 
     def score(self, name: str, scores: np.ndarray, mask: np.ndarray | None = None) -> Estimate:
         """A method's mean score over seeds and (masked) questions, with its interval."""
-        chosen = scores if mask is None else scores[:, mask]
-        low, high = self._interval(self.means(name, scores, mask))
+        chosen, articles = scores, self.num_articles
+        if mask is not None:
+            chosen, articles = scores[:, mask], len(np.unique(self.article_of[mask]))
+        low, high = _interval(self.means(name, scores, mask), articles)
         return Estimate(float(chosen.mean()), low, high, chosen.shape[1])
 
     def difference(self, a: str, of_a: np.ndarray, b: str, of_b: np.ndarray) -> Estimate:
@@ -99,15 +101,27 @@ class Bootstrap:
         """
         value = float(of_a.mean() - of_b.mean())
         resampled = self.means(a, of_a) - self.means(b, of_b)
-        low, high = self._interval(resampled)
+        low, high = _interval(resampled, self.num_articles)
         # Equal scores differ by rounding alone: 1e-6 of a percentage point.
         extreme = np.abs(resampled - value) >= abs(value) - 1e-6
         p = (1 + int(extreme.sum())) / (1 + self.num_resamples)
         return Estimate(value, low, high, of_a.shape[1], p)
 
-    def _interval(self, resampled: np.ndarray) -> tuple[float, float]:
-        low, high = np.nanquantile(resampled, [self.tail, 1 - self.tail])
-        return float(low), float(high)
+
+def tail(articles: int) -> float:
+    """The share of resamples on either side of an interval.
+
+    Few articles vary like Student's t: the percentiles are put out as far as its quantile
+    (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789), here by its expansion.
+    """
+    return NormalDist().cdf(-(Z + (Z**3 + Z) / (4 * (articles - 1))))
+
+
+def _interval(resampled: np.ndarray, articles: int) -> tuple[float, float] | tuple[None, None]:
+    if articles < MIN_ARTICLES:
+        return None, None
+    low, high = np.nanquantile(resampled, [tail(articles), 1 - tail(articles)])
+    return float(low), float(high)
 
 
 def _seed_effects(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from qa import metrics
 from qa.bertscore import Scorer
-from qa.certainty import ALPHA, NUM_RESAMPLES, Bootstrap, holm
+from qa.certainty import ALPHA, MIN_ARTICLES, NUM_RESAMPLES, Bootstrap, holm
 from qa.squad import Example
 
 SCORES = {"exact_match": "EM", "f1": "F1", "bertscore_f1": "BERTScore"}
@@ -65,6 +65,7 @@ def compare(
         "runs": found,
         "test": found[0].get("data", {}).get("test"),
         "bertscore_hash": found[0].get("bertscore_hash"),
+        "no_intervals": "the test data is not there",
         "bootstrap": None,
         "differences": [],
         "slices": [],
@@ -75,12 +76,15 @@ def compare(
             for name, indices in groups.items()
         }  # of each run name and score: (S, Q)
         boot = Bootstrap([example.title for example in examples])
-        made["bootstrap"] = {
-            "num_resamples": NUM_RESAMPLES,
-            "questions": len(examples),
-            "articles": boot.num_articles,
-        }
-        made["differences"] = _certainty(rows, arrays, boot)
+        made["no_intervals"] = f"the test data is of fewer than {MIN_ARTICLES} articles"
+        if boot.num_articles >= MIN_ARTICLES:
+            made["no_intervals"] = None
+            made["bootstrap"] = {
+                "num_resamples": NUM_RESAMPLES,
+                "questions": len(examples),
+                "articles": boot.num_articles,
+            }
+            made["differences"] = _certainty(rows, arrays, boot)
         made["slices"] = _slices(rows, arrays, boot, examples)
     made["claims"] = _claims(made)
     made["findings"] = _findings(made)
@@ -327,7 +331,7 @@ def _above(made: Mapping[str, Any], a: Mapping, b: Mapping, key: str) -> dict[st
             answer = "yes" if low > 0 else "no" if high < 0 else "undecided"
             why = f"difference {sign * pair['value']:+.2f}, 95 % interval [{low:.2f}, {high:.2f}]"
             return {"answer": answer, "evidence": why}
-    return {"answer": "undecided", "evidence": "the test data is not there: no intervals"}
+    return {"answer": "undecided", "evidence": f"no intervals: {made['no_intervals']}"}
 
 
 def _findings(made: Mapping[str, Any]) -> list[str]:
@@ -338,8 +342,8 @@ def _findings(made: Mapping[str, Any]) -> list[str]:
     over = f" over {len(best['seeds'])} seeds" if len(best["seeds"]) > 1 else ""
     if not boot:
         return [
-            f"{name} has the highest F1, {f1['value']:.2f}{over}; without the test data there are "
-            "no intervals, and nothing is said of differences."
+            f"{name} has the highest F1, {f1['value']:.2f}{over}; there are no intervals "
+            f"({made['no_intervals']}), and nothing is said of differences."
         ]
     about = f"on {boot['questions']:,} questions of {boot['articles']:,} articles"
     value = f"{f1['value']:.2f} [{f1['low']:.2f}, {f1['high']:.2f}]{over}"

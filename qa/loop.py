@@ -23,7 +23,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from qa import Interrupted, checkpoint, spans
+from qa import Interrupted, UserError, checkpoint, spans
 from qa.model import SpanModel
 from qa.squad import Example
 from qa.study import Settings
@@ -50,6 +50,7 @@ class Progress:
     loss_sum: float = 0.0  # since the last evaluation, and the windows it is over
     windows_seen: int = 0
     seconds_at_evaluation: float = 0.0
+    most_windows: float = math.inf  # that a forward was seen to have memory for
     scaler: dict = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     finished: bool = False
@@ -169,7 +170,7 @@ def fit(
     evaluate: → eval_loss and more, the same on all processes. checkpoint_dir: where to save, and
     to go on from if something is there. stop: → number of a received signal, or 0. Raises
     Interrupted after saving when asked to stop, NonFiniteLoss before an update that would spoil
-    the weights.
+    the weights, UserError where memory does not do for a single window.
     """
     trainable = model.trainable()
     optimizer = torch.optim.AdamW(parameter_groups(model, settings), lr=0.0, fused=True)
@@ -186,7 +187,7 @@ def fit(
     progress, best = Progress(), {}
     if checkpoint_dir:
         progress, best = _restore(checkpoint_dir, model, optimizer, accelerator)
-    last_epoch, largest = -1, math.inf  # the most windows a forward was seen to have memory for
+    last_epoch = -1
     model.train()
 
     while not progress.finished:
@@ -203,14 +204,20 @@ def fit(
         size = micro_batch_size(windows, rows, settings, accelerator.device.type)
         while True:
             _seed(accelerator, settings.seed, progress.step)
+            size = int(min(size, progress.most_windows))
             try:
-                loss = gradients(accelerator, wrapped, windows, rows, int(min(size, largest)))
+                loss = gradients(accelerator, wrapped, windows, rows, size)
                 break
-            except (RuntimeError, MemoryError) as error:  # out of memory: smaller micro-batches
-                largest = min(size, largest) // 2
-                alone = accelerator.num_processes == 1
-                if largest < 1 or not alone or not should_reduce_batch_size(error):
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
                     raise
+                if size == 1 or accelerator.num_processes > 1:
+                    raise UserError(
+                        f"per_device_train_batch_size: no memory for windows of "
+                        f"{windows.lengths[rows].max()} tokens, {size} a forward; lower "
+                        "max_seq_length, or the batch"
+                    ) from None
+                progress.most_windows = size // 2
                 optimizer.zero_grad()
 
         # One exchange tells all processes the global loss and whether any was asked to stop.
@@ -344,6 +351,7 @@ def predict(
     """Answer all questions: {id: spans, best first}, and the mean loss over the windows.
 
     Windows are taken in order of length and dealt to the processes; all get the whole result.
+    Raises UserError where memory does not do for a batch.
     """
     model.eval()
     order = np.argsort(windows.lengths, kind="stable")
@@ -361,8 +369,16 @@ def predict(
             },
             accelerator.device,
         )
-        with accelerator.autocast():
-            start, end = model(**to_device(windows.batch(rows), accelerator.device))
+        try:
+            with accelerator.autocast():
+                start, end = model(**to_device(windows.batch(rows), accelerator.device))
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            raise UserError(
+                f"per_device_eval_batch_size: no memory for {len(rows)} windows of "
+                f"{windows.lengths[rows].max()} tokens in a forward; lower it"
+            ) from None
         loss += span_losses(start, end, labels["start"], labels["end"]).sum().item()
         found = spans.window_spans(
             start, end, labels["first"], labels["count"], settings.max_answer_length, n_best

@@ -37,7 +37,7 @@ def mark(score: Mapping[str, Any] | None, rows: int = 2) -> str:
 
 
 def interval(estimate: Mapping[str, Any] | None) -> str:
-    if estimate is None or "low" not in estimate:
+    if estimate is None or estimate.get("low") is None:
         return ""
     return f"[{estimate['low']:.2f}, {estimate['high']:.2f}]"
 

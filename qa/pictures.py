@@ -135,10 +135,10 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> Picture | None:
     )
 
     def paint(axes: Any) -> None:
+        least, most = (by_cost[i]["cost"]["trainable_params"] for i in (0, -1))
         axes.set_xscale("log")
-        wide = (
-            by_cost[-1]["cost"]["trainable_params"] > 100 * by_cost[0]["cost"]["trainable_params"]
-        )
+        axes.set_xlim(least / 2, most * 2)
+        wide = most > 100 * least
         axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda value, place: f"{value:,.0f}")
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -158,8 +158,6 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> Picture | None:
                               marker=mark(place), linestyle="", capsize=3,
                               label=row["run_name"])  # fmt: skip
         axes.set_xlabel("trained parameters (log)")
-        params = [row["cost"]["trainable_params"] for row in by_cost]
-        axes.set_xlim(params[0] / 2, params[-1] * 2)
 
     title = "F1 against trained parameters"
     return _draw(title, f"{title}: {words}. Unbeaten in both: "

@@ -35,6 +35,9 @@ def run_command(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # the reader of our output has gone (| head)
         sys.stderr.close()
         status = 141
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        status = 2
     else:
         status = 0
     sys.exit(status)
@@ -134,6 +137,7 @@ def compare(console: Console, settings: Settings) -> dict[str, Any]:
     folders = [folder / run["run_dir"] for run in found]
     evidence = [runs.read_evidence(run_dir) for run_dir in folders]
     predictions, histories, configs = map(list, zip(*evidence))
+    runs.check_seeds(found, configs)
     examples, problem = runs.read_test_examples(folders, *tests)
     scorer = None
     if examples is None:

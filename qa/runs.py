@@ -13,19 +13,19 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qa import UserError, __version__, checkpoint
+from qa import Interrupted, UserError, __version__, checkpoint
 from qa.methods import Method, get_method
 from qa.model import SHORT_NAMES, Base, SpanModel, attach, load_base
 from qa.spans import Span, best_texts
 from qa.squad import Example, load_splits, read_json, read_predictions
-from qa.study import FIELDS, Settings, check_field, read_config
+from qa.study import DATA_FIELDS, FIELDS, Settings, check_field, read_config
 
 PACKAGES = (
     "torch",
@@ -42,6 +42,10 @@ RESULT_KEYS = ("method", "seed", "eval_exact_match", "eval_f1", "data", "fingerp
 RESULT_KEYS += ("trainable_params", "train_seconds", "best_epoch", "adapter_bytes", "head_trained")
 # Left open by a command line, these are filled in when a run starts, and saved with it.
 SETTLED_AT_START = ("model_revision", "dataset_revision", "num_threads")
+# What the test split is made from.
+TEST_FIELDS = (*DATA_FIELDS, "dataset_revision", "max_test_samples", "data_seed", "on_bad_example")
+# In which the seeds of one row may differ; data are known by their fingerprints.
+NOT_COMPARED = ("seed", "per_device_eval_batch_size", *SETTLED_AT_START, *TEST_FIELDS)
 CARD = """\
 ---
 base_model: {base}
@@ -139,42 +143,68 @@ def read_results(run_dir: Path) -> dict[str, Any] | None:
     return results
 
 
-def _other_settings(run_dir: Path, settings: Settings) -> list[str]:
+def _other_settings(run_dir: Path, settings: Settings, num_processes: int) -> list[str]:
     """'name: there X, now Y' for settings in which the run on disk differs."""
     try:
-        saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
+        saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+        values, processes = saved["settings"], saved.get("num_processes", 1)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ["config.json: unreadable there"]
     differences = []
     for name, now in json.loads(json.dumps(asdict(settings))).items():
-        there = saved.get(name)
+        there = values.get(name)
         settled = now is None and name in SETTLED_AT_START
         if FIELDS[name].metadata["affects_result"] and there != now and not settled:
             differences.append(f"{name}: there {there}, now {now}")
+    if processes != num_processes:  # of which the effective batch is a multiple
+        differences.append(f"processes: there {processes}, now {num_processes}")
     return differences
 
 
-def is_outdated(settings: Settings) -> bool:
-    """Does the run's folder hold a run with other settings?"""
-    run_dir = settings.run_dir()
-    return (run_dir / "config.json").exists() and bool(_other_settings(run_dir, settings))
+@contextmanager
+def claim(run_dir: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Keep the run's folder for this process, once whoever has it is done. Raises UserError.
 
-
-def open_run(settings: Settings) -> dict[str, Any] | None:
-    """Make ready the run's folder; the results, where that run is finished already.
-
-    Raises UserError where something else is there and --overwrite is not given.
+    on_wait: called where there is a wait. Raises Interrupted where a signal comes meanwhile.
     """
-    run_dir = settings.run_dir()
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(run_dir.with_name(f".{run_dir.name}.lock"))
     try:
-        if settings.overwrite:
-            shutil.rmtree(run_dir, ignore_errors=True)
-        run_dir.mkdir(parents=True, exist_ok=True)
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        with checkpoint.stop_signals() as stop:
+            while not lock.is_locked:
+                try:
+                    lock.acquire(timeout=1)
+                except Timeout:
+                    on_wait()
+                    on_wait = lambda: None  # noqa: E731
+                if stop():
+                    raise Interrupted(stop(), "nothing was begun")
     except OSError as error:
         raise UserError(f"output_dir: {run_dir}: {error.strerror}; choose another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_run(
+    settings: Settings, num_processes: int, replace_other: bool = False
+) -> dict[str, Any] | None:
+    """Make ready the run's folder; the results, where that run is finished already.
+
+    replace_other: delete a run with other settings. Raises UserError where one is there, and
+    neither this nor --overwrite is given.
+    """
+    run_dir, different = settings.run_dir(), []
+    if (run_dir / "config.json").exists():
+        different = _other_settings(run_dir, settings, num_processes)
+    if settings.overwrite or (different and replace_other):
+        shutil.rmtree(run_dir, ignore_errors=True)
+    run_dir.mkdir(exist_ok=True)
     if not (run_dir / "config.json").exists():
         return None
-    different = _other_settings(run_dir, settings)
     if different:
         raise UserError(
             f"{run_dir}: holds a run with other settings ({different[0]}); "
@@ -200,13 +230,27 @@ def check_fingerprints(run_dir: Path, fingerprints: Mapping[str, str]) -> None:
         )
 
 
+def num_threads_of(run_dir: Path) -> int | None:
+    """Threads of the unfinished run that is there: with others it would not end in the same bytes."""
+    if not any((run_dir / "checkpoint").glob("step-*")):
+        return None
+    saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    return saved["settings"]["num_threads"]
+
+
 def write_config(
     run_dir: Path,
     settings: Settings,
     origins: Mapping[str, str],
     fingerprints: Mapping[str, str],
+    num_processes: int,
 ) -> None:
-    content = {"settings": asdict(settings), "origins": origins, "fingerprints": fingerprints}
+    content = {
+        "settings": asdict(settings),
+        "origins": origins,
+        "fingerprints": fingerprints,
+        "num_processes": num_processes,
+    }
     write_json(run_dir / "config.json", content)
 
 
@@ -368,11 +412,14 @@ def read_test_examples(
 
     None and the reason where it is no longer to be had, or no longer what it was.
     """
-    problem = ""
+    problem, tried = "", []
     for run_dir in run_dirs:
         saved = read_json(run_dir / "config.json").get("settings", {})
         known = {name: check_field(name, value, "config.json") for name, value in saved.items()
-                 if name in FIELDS and name != "hyperparameters"}  # fmt: skip
+                 if name in TEST_FIELDS}  # fmt: skip
+        if known in tried:
+            continue
+        tried.append(known)
         try:
             splits, _ = load_splits(Settings(**known), ["test"])
         except UserError as error:
@@ -382,6 +429,26 @@ def read_test_examples(
             return splits["test"].examples, ""
         problem = f"{splits['test'].source} has changed since the runs were scored"
     return None, problem
+
+
+def check_seeds(found: Sequence[Mapping], configs: Sequence[Mapping]) -> None:
+    """Raise UserError where runs of one name differ in more than their seed.
+
+    found: results (`find_runs`); configs: config.json of each. Their mean would tell nothing.
+    """
+    firsts: dict[str, tuple[str, dict]] = {}
+    for run, config in zip(found, configs, strict=True):
+        values = {name: config.get("settings", {}).get(name) for name, f in FIELDS.items()
+                  if f.metadata["affects_result"] and name not in NOT_COMPARED}  # fmt: skip
+        values |= {f"{name} data": run["fingerprints"][name] for name in ("train", "validation")}
+        first_dir, first = firsts.setdefault(run["run_name"], (run["run_dir"], values))
+        odd = next((name for name in values if values[name] != first[name]), None)
+        if odd:
+            raise UserError(
+                f"{run['run_dir']}: has another {odd} than {first_dir} ({first[odd]}, here "
+                f"{values[odd]}), so that they are no seeds of one run; train one of them again "
+                "with --overwrite, or under another --run_name"
+            )
 
 
 def find_runs(folder: Path) -> list[dict[str, Any]]:

@@ -177,7 +177,8 @@ def open_storage(url: str) -> Any:
             engine_kwargs={"connect_args": {"timeout": 60}} if local else {"pool_pre_ping": True},
             heartbeat_interval=HEARTBEAT,
             grace_period=GRACE,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+            # not for ever: parameters that need too much memory get every worker killed
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(3),
         )
     except Exception as error:  # SQLAlchemy's, Alembic's and the drivers' own kinds
         shown = url.split("@")[-1]  # without a password
@@ -351,6 +352,10 @@ class Pruned(Exception):
     """Raised by a trial's work when it is told to stop early."""
 
 
+class _Failed(Exception):
+    """A trial's work raised something; the trial holds the reason."""
+
+
 class _Surplus(Exception):
     """Another worker took the last trial at the same moment."""
 
@@ -375,8 +380,9 @@ def run(
     """Take trials until the budget is used, by this worker or by others.
 
     work: (parameters, report) → value; it calls report(step, value) at every evaluation, which
-    says whether to stop early (raise Pruned then). A UserError it raises fails the trial with that
-    reason, and the search goes on; anything else ends it, and the trial is run again later.
+    says whether to stop early (raise Pruned then). An exception it raises fails the trial with that
+    reason, and the search goes on: parameters that fail once would fail again. Interrupted ends it,
+    and the trial is run again later.
     stop: → number of a received signal, or 0; raises Interrupted between trials.
     """
     import optuna
@@ -403,12 +409,13 @@ def run(
             return work(chosen, report)
         except Pruned:
             raise optuna.TrialPruned from None
-        except UserError as error:
-            trial.set_user_attr("reason", str(error))
-            raise
-        except BaseException:
+        except (Interrupted, KeyboardInterrupt, SystemExit):
             study.enqueue_trial(chosen)
             raise
+        except Exception as error:
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            trial.set_user_attr("reason", kind + " ".join(str(error).split())[:300])
+            raise _Failed from error
 
     seen: set[int] = set()
     while True:
@@ -432,7 +439,7 @@ def run(
             continue
         # Where this worker was silent for so long that another took its trial over, that one counts.
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
-            study.optimize(objective, n_trials=1, catch=(UserError, _Surplus))
+            study.optimize(objective, n_trials=1, catch=(_Failed, _Surplus))
         on_change()
 
 

@@ -136,16 +136,17 @@ class Settings:
 
     def study_dir(self) -> Path:
         """Where the study's results and its search stand."""
-        return Path(self.output_dir) if self.output_dir else STUDIES / self.study
+        return expand_path(self.output_dir) if self.output_dir else STUDIES / self.study
 
     def run_dir(self) -> Path:
-        base = Path(self.output_dir) if self.output_dir else STUDIES / self.study / "runs"
+        base = self.study_dir() if self.output_dir else STUDIES / self.study / "runs"
         return base / (self.run_name or self.method) / f"seed-{self.seed}"
 
 
 FIELDS = {f.name: f for f in fields(Settings)}
 TYPES = typing.get_type_hints(Settings)
-NOT_IN_STUDY = {"study", "method", "hyperparameters", "resume", "overwrite"}
+OF_A_COMMAND = {"resume", "overwrite"}  # that is given anew, not taken from a saved run
+NOT_IN_STUDY = {"study", "method", "hyperparameters", *OF_A_COMMAND}
 NOT_SETTINGS = {"methods", "description", "search"}  # what else a study.yaml holds
 
 
@@ -172,7 +173,8 @@ def check_value(name: str, value: Any, kind: Any, limits: Mapping[str, Any], whe
         items = value.replace(",", " ").split() if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)) or not items:
             refuse("is not a list of numbers")
-        return tuple(check_value(name, item, int, {"at_least": 0}, where) for item in items)
+        checked = [check_value(name, item, int, {"at_least": 0}, where) for item in items]
+        return tuple(dict.fromkeys(checked))  # each once
     if kind is bool:
         if isinstance(value, str) and value.lower() in ("true", "false"):
             value = value.lower() == "true"
@@ -289,14 +291,18 @@ def read_config(path: str) -> Layer:
         raise UserError(f"{path}: unknown setting {unknown[0]!r}")
     return Layer(
         path,
-        {name: check_field(name, value, path) for name, value in entries.items()},
+        {
+            name: check_field(name, value, path)
+            for name, value in entries.items()
+            if name not in OF_A_COMMAND
+        },
         {k: check_hyperparameter(method, k, v, path) for k, v in hyperparameters.items()},
     )
 
 
 def resolve(flags: Layer, config: str | None = None) -> tuple[Settings, dict[str, str]]:
     """Layer upon layer → the settings, and the origin of each. Raises UserError."""
-    saved = read_config(config) if config else None
+    saved = read_config(str(expand_path(config))) if config else None
     named = {**(saved.values if saved else {}), **flags.values}
     row = get_method(named.get("method", FIELDS["method"].default))
     study = named.get("study", FIELDS["study"].default)
@@ -408,4 +414,7 @@ def expand_path(path: str) -> Path:
         raise UserError(
             f"{path}: the environment variable {missing[0]} is not set; set it to the folder"
         )
-    return Path(os.path.expandvars(path)).expanduser()
+    try:
+        return Path(os.path.expandvars(path)).expanduser()
+    except RuntimeError as error:  # ~somebody
+        raise UserError(f"{path}: {error}; write the folder out") from None

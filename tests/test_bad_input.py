@@ -159,6 +159,7 @@ BAD_FLAGS = [
     ("--run_name a/b", "run_name: use letters"),
     ("--study nowhere", "study: 'nowhere' is unknown; studies/ has: embedded"),
     ("--output_dir /proc/x", "output_dir: /proc/x"),
+    ("--output_dir ~nobody-here/x", "~nobody-here/x: .*write the folder out"),
     ("--config none.json", "none.json: No such file"),
     ("--set r=0", "r: '0' must be at least 1"),
     ("--set r=99999", "must be at most 4096"),
@@ -182,6 +183,17 @@ BAD_FLAGS = [
 @pytest.mark.parametrize(("flags", "message"), BAD_FLAGS)
 def test_bad_settings(refuse, flags, message):
     assert re.search(message, refuse(*flags.split()))
+
+
+def test_a_disk_that_is_full_is_one_line(capsys):
+    def main():
+        with open("/dev/full", "w") as file:
+            file.write("x")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_command(main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: system: No space left on device\n"
 
 
 def test_half_of_the_data(toy_files, tmp_path, monkeypatch, capsys):

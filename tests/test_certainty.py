@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from qa.certainty import Bootstrap, holm
+from qa.certainty import MIN_ARTICLES, Bootstrap, holm, tail
 
 
 def simulated(rng, articles=48, seeds=1, effect=0.0, methods=1, seed_sd=1.0):
@@ -54,10 +54,10 @@ def test_intervals_agree_with_brute_force():
     boot = Bootstrap(article)
     found = boot.score("x", scores)
     assert found.value == pytest.approx(scores.mean())
-    assert boot.tail == pytest.approx(0.0186, abs=1e-3)  # Student's 2.093 at 19 degrees of freedom
+    assert tail(20) == pytest.approx(0.0186, abs=1e-3)  # Student's 2.093 at 19 degrees of freedom
     width = found.high - found.low
     for mine, theirs in zip(
-        (found.low, found.high), np.quantile(reference, [boot.tail, 1 - boot.tail])
+        (found.low, found.high), np.quantile(reference, [tail(20), 1 - tail(20)])
     ):
         assert mine == pytest.approx(theirs, abs=0.05 * width)
 
@@ -120,9 +120,27 @@ def test_a_slice_counts_its_own_questions():
     found = boot.score("x", scores, mask)
     assert found.n == mask.sum() and found.value == pytest.approx(scores[:, mask].mean())
     assert found.low < found.value < found.high
-    # one article alone: nothing to be drawn but itself
-    alone = Bootstrap(article[mask] * 0).score("x", scores[:, mask])
-    assert alone.low == pytest.approx(alone.high)
+    # the same as those articles by themselves, but for which draws hold how many of them
+    alone = Bootstrap(article[mask]).score("x", scores[:, mask])
+    assert found.high - found.low == pytest.approx(alone.high - alone.low, rel=0.1)
+
+
+def test_few_articles_have_no_interval():
+    """Drawn from one, a score would be certain; from two or three, nearly."""
+    rng = np.random.default_rng(9)
+    (a, b), article = simulated(rng, methods=2)
+    boot = Bootstrap(article)
+    for count in (1, MIN_ARTICLES - 1, MIN_ARTICLES):
+        mask = article < count
+        few = Bootstrap(article[mask])
+        found = [
+            boot.score("a", a, mask),
+            few.score("a", a[:, mask]),
+            few.difference("a", a[:, mask], "b", b[:, mask]),
+        ]
+        assert all(
+            (one.low is None) == (count < MIN_ARTICLES) == (one.high is None) for one in found
+        )
 
 
 def test_holm_against_a_worked_example():

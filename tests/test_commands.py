@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from qa import runs
 from tests.conftest import command_flags, write_toy_files
 
 ROOT = Path(__file__).parent.parent
@@ -98,6 +99,22 @@ def test_a_signal_saves_and_ends(longer, uninterrupted, tmp_path, number, status
     finish(start(*longer(tmp_path), "--resume"))
     assert adapter(tmp_path) == uninterrupted
     assert not (tmp_path / "lora/seed-42/checkpoint").exists()
+
+
+def test_a_run_that_another_process_trains_is_waited_for(encoder, toy_files, tmp_path):
+    flags = [*command_flags(encoder, toy_files, tmp_path), "--method", "head"]
+    with runs.claim(tmp_path / "head/seed-42", print):
+        for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
+            process = start(*flags)
+            wait_for(process, "another process trains this run; waiting for its end")
+            process.send_signal(number)
+            _, err = finish(process, status)
+            assert status < 0 or err.endswith("stopped; nothing was begun\n")
+        assert not (tmp_path / "head/seed-42").exists()
+        process = start(*flags)
+        wait_for(process, "another process trains this run; waiting for its end")
+    finish(process)  # though one was killed while it waited
+    assert (tmp_path / "head/seed-42/eval_results.json").exists()
 
 
 def test_accelerate_launch_and_the_comparison(encoder, toy_files, tmp_path):

@@ -235,7 +235,7 @@ def test_method(encoders, tmp_path, method, family):
     after = logits(model, inputs)
     run_dir = settings.run_dir()
     run_dir.mkdir(parents=True)
-    runs.write_config(run_dir, settings, {}, {})
+    runs.write_config(run_dir, settings, {}, {}, 1)
     runs.save_model(run_dir, model, base, settings)
     loaded, _, _ = runs.load_run(run_dir)
     torch.testing.assert_close(logits(loaded, inputs), after, atol=1e-5 * scale, rtol=1e-5)

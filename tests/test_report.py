@@ -96,7 +96,20 @@ def test_without_the_test_data_the_table_stands_alone(evaluate, trained):
     made = json.loads((evaluate.output / "results.json").read_text())
     assert made["bootstrap"] is None and "bertscore_f1" in made["rows"][0]["scores"]
     page = (evaluate.output / "report.html").read_text()
-    assert "The test data is not there" in page and 'id="examples"' not in page
+    assert "No intervals: the test data is not there" in page and 'id="examples"' not in page
+
+
+@pytest.mark.parametrize(("name", "value"), [("learning_rate", 0.5), ("hyperparameters", {"r": 1})])
+def test_runs_that_differ_in_more_than_their_seed_are_no_row(evaluate, name, value):
+    path = evaluate.output / "head/seed-2/config.json"
+    config = json.loads(path.read_text())
+    config["settings"]["num_threads"] = 7  # which may differ
+    path.write_text(json.dumps(config))
+    evaluate()
+    config["settings"][name] = value
+    path.write_text(json.dumps(config))
+    line = evaluate(status=2)
+    assert f"head/seed-2: has another {name} than head/seed-1" in line and line.count("\n") == 1
 
 
 def test_damaged_runs_and_bad_settings_are_one_line(evaluate):

@@ -1,8 +1,10 @@
 """The run folder: whole, read back as it was written, never overwritten by another run."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -11,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 import train
-from qa import UserError, report, runs
+from qa import Interrupted, UserError, displays, report, runs
 from qa.methods import METHODS
 from qa.study import ROOT
 from tests.conftest import command_flags
@@ -146,6 +148,52 @@ def test_a_finished_run_is_kept_and_another_is_refused(finished, encoder, toy_fi
     _, changed = train_one([*flags, "--learning_rate", "0.5", "--overwrite"])
     assert changed["eval_loss"] != results["eval_loss"]
     train_one([*flags, "--overwrite"])
+
+
+def test_a_replay_overwrites_nothing(finished, tmp_path):
+    """Though the run that is replayed had been given --overwrite, and --resume."""
+    config = json.loads((finished["head"][0].run_dir() / "config.json").read_text())
+    config["settings"] |= {"overwrite": True, "resume": True, "output_dir": str(tmp_path)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    flags = ["--config", str(tmp_path / "config.json")]
+    settings, _ = train_one(flags)
+    assert not settings.overwrite and not settings.resume
+    with pytest.raises(UserError, match="other settings"):
+        train_one([*flags, "--learning_rate", "0.5"])
+
+
+def test_a_run_is_not_taken_for_one_of_other_processes(finished, encoder, toy_files):
+    """Of two processes the effective batch is twice as large."""
+    settings, results = finished["head"]
+    assert runs.open_run(settings, 1)["eval_f1"] == results["eval_f1"]
+    with pytest.raises(UserError, match=r"other settings \(processes: there 1, now 2\)"):
+        runs.open_run(settings, 2)
+
+
+def interrupt(display, progress, *_):
+    """Ctrl-C: after the first update, or in the evaluation that ends the training."""
+    if progress.step == 1 or progress.finished:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("where", ["on_step", "on_evaluation"])
+def test_a_stopped_run_goes_on_as_it_was(
+    finished, encoder, toy_files, tmp_path, monkeypatch, where
+):
+    """With the threads that it had, though another number is now the machine's."""
+    flags = [*command_flags(encoder, toy_files, tmp_path), "--method", "head", "--resume"]
+    threads = flags.index("--num_threads")
+    del flags[threads : threads + 2]
+    settings, origins = train.parse(flags)
+    given = Accelerator(cpu=True), 1, report.make_console(quiet=True)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(displays.TrainingDisplay, where, interrupt)
+        train.train(settings, origins, *given)
+    assert list((settings.run_dir() / "checkpoint").glob("step-*"))
+    results = train.train(settings, origins, given[0], 2, given[2])
+    assert results["environment"]["num_threads"] == torch.get_num_threads() == 1
+    one, other = (s.run_dir() / "model.safetensors" for s in (settings, finished["head"][0]))
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_an_unfinished_run_asks_for_a_decision(finished, encoder, toy_files, tmp_path):

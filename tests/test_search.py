@@ -5,6 +5,7 @@ import time
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -160,10 +161,17 @@ def test_bad_trials_are_pruned(storage):
     assert seen == [5] * 6
 
 
-def test_a_trial_that_diverges_fails_with_its_reason_and_the_search_goes_on(storage):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (UserError("diverged: loss inf at update 3"), "diverged: loss inf at update 3"),
+        (np.linalg.LinAlgError("SVD did not\nconverge"), "LinAlgError: SVD did not converge"),
+    ],
+)
+def test_a_trial_that_fails_says_why_and_the_search_goes_on(storage, error, reason):
     def work(parameters, report):
         if parameters["r"] == 8:
-            raise UserError("diverged: loss inf at update 3")
+            raise error
         return value(parameters)
 
     budget = search.Budget(n_trials=8)
@@ -171,11 +179,11 @@ def test_a_trial_that_diverges_fails_with_its_reason_and_the_search_goes_on(stor
     found = search.outcome(storage, LORA, budget)
     assert found["complete"] + found["fail"] == 8 and found["fail"] >= 1
     for row in found["trials"]:
-        assert (row["reason"] == "diverged: loss inf at update 3") == (row["params"]["r"] == 8)
+        assert (row["reason"] == reason) == (row["params"]["r"] == 8)
     always = {"r": (8,)}
     settings = small_settings(hyperparameters={"r": 8}, study="always")
     search.run(open_study(storage, settings, always), always, budget, 42, work)
-    with pytest.raises(UserError, match=r"no trial of lora came to its end \(diverged"):
+    with pytest.raises(UserError, match=rf"no trial of lora came to its end \({reason}"):
         search.outcome(storage, settings, budget)
 
 

@@ -1,7 +1,6 @@
 """studies/squad: what is recorded scores as it says, and the faults are those that they name."""
 
 import json
-import re
 import shlex
 
 import pytest

@@ -63,6 +63,13 @@ def test_without_a_search_all_methods_and_seeds_are_trained_once(command):
     assert results(command.output) == found
 
 
+def test_each_run_is_tracked_in_its_own_folder(command):
+    command("--n_trials", 0, "--seeds", 1, 2, "--method", "head", "--report_to", "tensorboard")
+    for seed in (1, 2):
+        found = list((command.output / f"head/seed-{seed}").glob("**/events.out.tfevents*"))
+        assert len(found) == 2, "its curves and, as TensorBoard has them apart, its settings"
+
+
 def test_a_search_finds_trains_and_replays_the_best(command):
     flags = ("--n_trials", 3, "--seeds", 5, 6, "--method", "lora")
     out = command(*flags)
@@ -88,7 +95,7 @@ def test_a_search_finds_trains_and_replays_the_best(command):
     # more trials: the search goes on, and a new best takes the place of the old one's runs
     shutil.rmtree(command.output / "lora-tuned-again")
     command("--n_trials", 4, *flags[2:])
-    assert results(command.output)["lora-tuned", 5]["search"]["n_trials"] in (3, 4)
+    assert results(command.output)["lora-tuned", 5]["search"]["n_trials"] == 4
     assert sum(states(command.output).values()) == 4
 
 
@@ -308,10 +315,10 @@ def _states(output):
 @pytest.mark.slow
 def test_two_processes_take_the_same_trials_and_prune_together(longer, tmp_path):
     launcher = (str(BIN / "torchrun"), "--nproc_per_node", "2", "tune.py")
-    flags = longer(tmp_path, "--n_trials", 9, "--metric", "eval_loss")
+    flags = longer(tmp_path, "--n_trials", 9, "--metric", "eval_loss", "--seeds", 42, 43)
     finish(start(*flags, command=launcher, ACCELERATE_USE_CPU="true"))
     found = states(tmp_path)
     assert found["COMPLETE"] + found["PRUNED"] == 9 and found["PRUNED"] >= 1
     run = results(tmp_path)["lora-tuned", 42]
-    assert run["environment"]["num_processes"] == 2
+    assert run["environment"]["num_processes"] == 2 and len(results(tmp_path)) == 2
     assert run["best_evaluation"]["eval_loss"] == run["search"]["best_value"]

@@ -48,7 +48,12 @@ RECIPE = ["--study", "squad", "--model_name_or_path", "embedded", "--num_train_e
 
 def faulty_model(settings: Settings, faults: Collection[str]) -> SpanModel:
     """The encoder under the settings' method, with these of FAULTS."""
-    base = load_base(settings.model_name_or_path)
+    base = load_base(
+        settings.model_name_or_path,
+        settings.model_revision,
+        settings.seed,
+        settings.encoder_dropout,
+    )
     if "head" in faults:
         torch.manual_seed(settings.seed)
         head = base.model.qa_outputs
@@ -58,7 +63,9 @@ def faulty_model(settings: Settings, faults: Collection[str]) -> SpanModel:
     if "start" in faults:
         chosen["prompt_tuning_init"] = "RANDOM"
     method = get_method(settings.method)
-    model = attach(base, method, chosen, settings.max_seq_length, seed=settings.seed)
+    model = attach(
+        base, method, chosen, settings.max_seq_length, settings.train_head, settings.seed
+    )
     if "segments" in faults:
         model.architecture = replace(model.architecture, segments=False)
     if "labels" in faults:
