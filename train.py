@@ -10,7 +10,6 @@ import copy
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -208,11 +207,12 @@ def train(
     from qa import report, runs
 
     run_dir = settings.run_dir()
-    waiting = f"{report.shown(run_dir)}: another process trains this run; waiting for its end"
-    claimed = nullcontext()
-    if accelerator.is_main_process:
-        claimed = runs.claim(run_dir, lambda: console.print(waiting, soft_wrap=True))
-    with claimed:
+
+    def on_wait() -> None:  # a worker of tune.py has a quiet console
+        waiting = f"{report.shown(run_dir)}: another process trains this run; waiting for its end"
+        report.make_console(stderr=True).print(waiting, markup=False, soft_wrap=True)
+
+    with runs.claim(run_dir, accelerator, on_wait):
         return _train(settings, origins, accelerator, num_threads, console, search)
 
 
@@ -250,6 +250,10 @@ def _train(
             f"{report.shown(run_dir)} is finished already; --overwrite runs it again",
             soft_wrap=True,
         )
+        if search and results.get("search") != search:  # it has gone on, and kept its best
+            results["search"] = search
+            if accelerator.is_main_process:
+                runs.write_json(run_dir / "eval_results.json", results)
         return results
 
     num_threads = settings.num_threads or runs.num_threads_of(run_dir) or num_threads

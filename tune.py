@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -130,13 +131,9 @@ class Worker:
         if not self.accelerator.is_main_process:  # one process asks what to try, all of them work
             with stop_signals() as stop:
                 while message := broadcast_object_list([None])[0]:
-                    try:
+                    with suppress(search.Pruned, UserError):  # which all processes raise alike
                         parameters = message["parameters"]
                         self.trial(task, prepared, parameters, lambda step, value: False, stop)
-                    except Interrupted:
-                        raise
-                    except Exception:  # the main process has it too, and records it
-                        pass
             return
 
         fingerprints = {"model": prepared.base.fingerprint}
@@ -198,8 +195,6 @@ class Worker:
 
     def final(self, task: Task, seed: int, found: Mapping | None, console: Any) -> dict:
         """One run folder, scored on the test split; its results."""
-        from qa import runs
-
         settings, origins = final_settings(task, seed, found)
         try:
             results = self.train.train(
@@ -209,9 +204,6 @@ class Worker:
             raise Interrupted(stopped.signum, search.AGAIN) from None
         finally:
             self.accelerator.free_memory()
-        if results.get("search") != found and self.accelerator.is_main_process:
-            results["search"] = found  # of more trials, with the same best
-            runs.write_json(settings.run_dir() / "eval_results.json", results)
         return results
 
 
@@ -339,27 +331,27 @@ def search_methods(plan: Plan, pool: Any, worker: Worker | None, console: Any) -
 
 def train_all(plan: Plan, outcomes: list, pool: Any, worker: Worker | None, console: Any) -> None:
     """The final run of every method and seed."""
-    from accelerate.utils import broadcast_object_list
+    from qa import displays, runs
 
-    from qa import displays
-
-    runs = [
+    num_processes = worker.accelerator.num_processes if worker else 1
+    for task, found in zip(plan.tasks, outcomes, strict=True):
+        settings, _ = final_settings(task, task.settings.seed, found)
+        runs.check_other_seeds(settings, num_processes)
+    final_runs = [
         (index, seed, found)
         for index, (task, found) in enumerate(zip(plan.tasks, outcomes, strict=True))
         for seed in task.settings.seeds
     ]
     if not pool:
-        with stop_signals() as stop:  # a run may have no more updates at which it would stop
-            for index, seed, found in runs:
+        with stop_signals():  # one that a run has no more updates to stop at stops the next
+            for index, seed, found in final_runs:
                 worker.final(plan.tasks[index], seed, found, console)
-                if signum := broadcast_object_list([stop()])[0]:
-                    raise Interrupted(signum, search.AGAIN)
         return
-    futures = {pool.submit(_final, *run): run for run in runs}
+    futures = {pool.submit(_final, *run): run for run in final_runs}
     for future, (index, seed, found) in futures.items():
         name = final_settings(plan.tasks[index], seed, found)[0].run_dir()
         future.add_done_callback(lambda done, name=name: displays.print_run(console, name, done))
-    console.print(f"{len(runs)} final runs, {plan.workers} at a time", markup=False)
+    console.print(f"{len(final_runs)} final runs, {plan.workers} at a time", markup=False)
     wait_for(list(futures), lambda: None)
 
 

@@ -209,13 +209,12 @@ def fit(
                 loss = gradients(accelerator, wrapped, windows, rows, size)
                 break
             except RuntimeError as error:
-                if not should_reduce_batch_size(error):
+                if accelerator.num_processes > 1 or not should_reduce_batch_size(error):
                     raise
-                if size == 1 or accelerator.num_processes > 1:
+                if size == 1:
+                    longest = windows.lengths[rows].max()
                     raise UserError(
-                        f"per_device_train_batch_size: no memory for windows of "
-                        f"{windows.lengths[rows].max()} tokens, {size} a forward; lower "
-                        "max_seq_length, or the batch"
+                        f"max_seq_length: no memory for a window of {longest} tokens; lower it"
                     ) from None
                 progress.most_windows = size // 2
                 optimizer.zero_grad()
@@ -373,7 +372,7 @@ def predict(
             with accelerator.autocast():
                 start, end = model(**to_device(windows.batch(rows), accelerator.device))
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if accelerator.num_processes > 1 or not should_reduce_batch_size(error):
                 raise
             raise UserError(
                 f"per_device_eval_batch_size: no memory for {len(rows)} windows of "

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -147,43 +147,71 @@ def _other_settings(run_dir: Path, settings: Settings, num_processes: int) -> li
     """'name: there X, now Y' for settings in which the run on disk differs."""
     try:
         saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-        values, processes = saved["settings"], saved.get("num_processes", 1)
+        values, processes = saved["settings"], saved.get("num_processes", num_processes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ["config.json: unreadable there"]
     differences = []
     for name, now in json.loads(json.dumps(asdict(settings))).items():
         there = values.get(name)
         settled = now is None and name in SETTLED_AT_START
-        if FIELDS[name].metadata["affects_result"] and there != now and not settled:
+        matters = FIELDS[name].metadata["affects_result"] and name != "per_device_eval_batch_size"
+        if matters and there != now and not settled:
             differences.append(f"{name}: there {there}, now {now}")
     if processes != num_processes:  # of which the effective batch is a multiple
         differences.append(f"processes: there {processes}, now {num_processes}")
     return differences
 
 
-@contextmanager
-def claim(run_dir: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Keep the run's folder for this process, once whoever has it is done. Raises UserError.
+def check_other_seeds(settings: Settings, num_processes: int) -> None:
+    """Raise UserError where the run's name has finished seeds, not in settings.seeds, of other settings.
 
-    on_wait: called where there is a wait. Raises Interrupted where a signal comes meanwhile.
+    They would not compare with those that are about to be trained (see `check_seeds`).
     """
+    for path in sorted(settings.run_dir().parent.glob("seed-*/eval_results.json")):
+        seed = int(path.parent.name.removeprefix("seed-"))
+        if seed not in settings.seeds:
+            same = replace(settings, seed=seed)
+            for difference in _other_settings(path.parent, same, num_processes):
+                raise UserError(
+                    f"{path.parent}: has other settings ({difference}); name its seed in --seeds, "
+                    "too, or delete it"
+                )
+
+
+@contextmanager
+def claim(run_dir: Path, accelerator: Any, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Keep the run's folder for this command, once whoever has it is done. Raises UserError.
+
+    on_wait: called where there is a wait. Raises Interrupted where a signal came before the run.
+    """
+    from accelerate.utils import broadcast_object_list
     from filelock import FileLock, Timeout
 
-    lock = FileLock(run_dir.with_name(f".{run_dir.name}.lock"))
+    lock, waits = FileLock(run_dir.with_name(f".{run_dir.name}.lock")), 0
     try:
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
         with checkpoint.stop_signals() as stop:
-            while not lock.is_locked:
-                try:
-                    lock.acquire(timeout=1)
-                except Timeout:
+            while True:
+                problem = None
+                if accelerator.is_main_process:
+                    try:
+                        run_dir.parent.mkdir(parents=True, exist_ok=True)
+                        with suppress(Timeout):
+                            lock.acquire(timeout=1)
+                    except OSError as error:
+                        problem = UserError(
+                            f"output_dir: {run_dir}: {error.strerror}; choose another folder"
+                        )
+                found = [lock.is_locked, problem, stop()]  # the main process's are everybody's
+                is_ours, problem, signum = broadcast_object_list(found)
+                if problem:
+                    raise problem
+                if signum:
+                    raise Interrupted(signum, "nothing was begun")
+                if is_ours:
+                    break
+                waits += 1
+                if waits == 1 and accelerator.is_main_process:
                     on_wait()
-                    on_wait = lambda: None  # noqa: E731
-                if stop():
-                    raise Interrupted(stop(), "nothing was begun")
-    except OSError as error:
-        raise UserError(f"output_dir: {run_dir}: {error.strerror}; choose another folder") from None
-    try:
         yield
     finally:
         lock.release()
@@ -441,6 +469,9 @@ def check_seeds(found: Sequence[Mapping], configs: Sequence[Mapping]) -> None:
         values = {name: config.get("settings", {}).get(name) for name, f in FIELDS.items()
                   if f.metadata["affects_result"] and name not in NOT_COMPARED}  # fmt: skip
         values |= {f"{name} data": run["fingerprints"][name] for name in ("train", "validation")}
+        if run["head_trained"]:  # else each seed draws a head of its own
+            values["encoder"] = run["fingerprints"]["model"]
+        values["number of processes"] = run.get("environment", {}).get("num_processes")
         first_dir, first = firsts.setdefault(run["run_name"], (run["run_dir"], values))
         odd = next((name for name in values if values[name] != first[name]), None)
         if odd:

@@ -352,10 +352,6 @@ class Pruned(Exception):
     """Raised by a trial's work when it is told to stop early."""
 
 
-class _Failed(Exception):
-    """A trial's work raised something; the trial holds the reason."""
-
-
 class _Surplus(Exception):
     """Another worker took the last trial at the same moment."""
 
@@ -380,9 +376,9 @@ def run(
     """Take trials until the budget is used, by this worker or by others.
 
     work: (parameters, report) → value; it calls report(step, value) at every evaluation, which
-    says whether to stop early (raise Pruned then). An exception it raises fails the trial with that
-    reason, and the search goes on: parameters that fail once would fail again. Interrupted ends it,
-    and the trial is run again later.
+    says whether to stop early (raise Pruned then). A UserError it raises fails the trial with that
+    reason, and the search goes on; anything else ends it, and the trial is run again later. One that
+    crashes then as well fails, or it would do so for ever.
     stop: → number of a received signal, or 0; raises Interrupted between trials.
     """
     import optuna
@@ -409,13 +405,19 @@ def run(
             return work(chosen, report)
         except Pruned:
             raise optuna.TrialPruned from None
+        except UserError as error:
+            trial.set_user_attr("reason", str(error))
+            raise
         except (Interrupted, KeyboardInterrupt, SystemExit):
             study.enqueue_trial(chosen)
             raise
         except Exception as error:
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            trial.set_user_attr("reason", kind + " ".join(str(error).split())[:300])
-            raise _Failed from error
+            crashed = any(t.params == chosen and "crash" in t.user_attrs for t in before)
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            trial.set_user_attr("reason" if crashed else "crash", said)
+            if not crashed:
+                study.enqueue_trial(chosen)
+            raise
 
     seen: set[int] = set()
     while True:
@@ -439,7 +441,8 @@ def run(
             continue
         # Where this worker was silent for so long that another took its trial over, that one counts.
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
-            study.optimize(objective, n_trials=1, catch=(_Failed, _Surplus))
+            # A failed trial's traceback would keep its memory, and make the next one fail of it.
+            study.optimize(objective, 1, catch=(UserError, _Surplus), gc_after_trial=True)
         on_change()
 
 

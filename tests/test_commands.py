@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
 from qa import runs
 from tests.conftest import command_flags, write_toy_files
@@ -103,16 +104,17 @@ def test_a_signal_saves_and_ends(longer, uninterrupted, tmp_path, number, status
 
 def test_a_run_that_another_process_trains_is_waited_for(encoder, toy_files, tmp_path):
     flags = [*command_flags(encoder, toy_files, tmp_path), "--method", "head"]
-    with runs.claim(tmp_path / "head/seed-42", print):
+    waiting = "another process trains this run; waiting for its end\n"
+    with runs.claim(tmp_path / "head/seed-42", Accelerator(cpu=True), print):
         for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
             process = start(*flags)
-            wait_for(process, "another process trains this run; waiting for its end")
+            assert process.stderr.readline().endswith(waiting)
             process.send_signal(number)
             _, err = finish(process, status)
             assert status < 0 or err.endswith("stopped; nothing was begun\n")
         assert not (tmp_path / "head/seed-42").exists()
         process = start(*flags)
-        wait_for(process, "another process trains this run; waiting for its end")
+        assert process.stderr.readline().endswith(waiting)
     finish(process)  # though one was killed while it waited
     assert (tmp_path / "head/seed-42/eval_results.json").exists()
 

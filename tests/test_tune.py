@@ -99,6 +99,15 @@ def test_a_search_finds_trains_and_replays_the_best(command):
     assert sum(states(command.output).values()) == 4
 
 
+def test_seeds_of_an_earlier_search_are_named_before_the_training(command):
+    flags = ("--n_trials", 0, "--method", "head")
+    command(*flags, "--seeds", 1, 2)
+    line = command(*flags, "--seeds", 1, 3, "--learning_rate", 0.5, status=2)
+    assert "head/seed-1" not in line
+    assert "head/seed-2: has other settings (learning_rate: there 0.01, now 0.5)" in line
+    assert set(results(command.output)) == {("head", 1), ("head", 2)}
+
+
 def test_the_test_split_stays_shut_while_searching(command, tmp_path):
     line = command("--n_trials", 2, "--method", "head", status=2, test_file=tmp_path / "none.json")
     assert "none.json: cannot be read" in line
