@@ -60,6 +60,7 @@ class Architecture:
     num_layers: int
     num_attention_heads: int
     positions: int | None  # tokens it has learned positions for; None: no table of positions
+    first_position: int  # the first token's row in that table
     segments: bool  # does it tell question from context by segment ids?
     prefix: bool  # do its layers take keys and values from before the input?
 
@@ -90,6 +91,7 @@ class Architecture:
             model.config.num_hidden_layers,
             model.config.num_attention_heads,
             None if table is None else table.num_embeddings - reserved,
+            reserved,
             getattr(model.config, "type_vocab_size", 0) > 1 and "token_type_ids" in arguments,
             "past_key_values" in arguments,
         )
@@ -242,6 +244,8 @@ class SpanModel(nn.Module):
         virtual = self.num_virtual_tokens
         if virtual:
             inputs["attention_mask"] = pad(attention_mask, (virtual, 0), value=1)  # (B, V + T)
+            if self.architecture.positions is not None:
+                inputs["position_ids"] = self._positions(virtual, input_ids)
         if self.method.kind == "prompt":
             qa_model = self.network.get_base_model()
             prompt = self.network.get_prompt(len(input_ids))  # (B, V, H)
@@ -263,6 +267,18 @@ class SpanModel(nn.Module):
         start = output.start_logits[:, before:].float().masked_fill(padding, lowest)
         end = output.end_logits[:, before:].float().masked_fill(padding, lowest)
         return start, end
+
+    def _positions(self, virtual: int, input_ids: Tensor) -> Tensor:
+        """Rows of the table of positions: (1, V + T) with a prompt, (1, T) with a prefix.
+
+        Words keep those that they have without virtual tokens. Moved along, as transformers does
+        by itself, they would no longer be what the encoder knows: it has learned what [CLS] and
+        the question's first words are by where they stand.
+        """
+        words = torch.arange(input_ids.shape[1], device=input_ids.device)
+        if self.method.kind == "prompt":
+            words = torch.cat((torch.arange(virtual, device=input_ids.device), words))
+        return words[None] + self.architecture.first_position
 
     def is_head(self, name: str) -> bool:
         """Does the parameter of this name belong to the span head?"""
@@ -318,17 +334,18 @@ def check(
 ) -> None:
     """Raise UserError where the method cannot go together with the encoder of this model.
 
-    max_seq_length: tokens of a window, held against the encoder's positions.
+    max_seq_length: tokens of a window, held against the encoder's positions (of which virtual
+    tokens take none away, see `SpanModel`).
     """
     architecture = Architecture.of(model)
-    virtual = hyperparameters.get("num_virtual_tokens", 0)
-    if architecture.positions is not None and virtual + max_seq_length > architecture.positions:
-        prompt = f"{virtual} virtual tokens and " if virtual else ""
-        keys = "num_virtual_tokens or max_seq_length" if virtual else "max_seq_length"
-        raise UserError(
-            f"max_seq_length: {prompt}windows of {max_seq_length} tokens exceed the encoder's "
-            f"{architecture.positions} positions; lower {keys}"
-        )
+    lengths = {"max_seq_length": max_seq_length}
+    lengths["num_virtual_tokens"] = hyperparameters.get("num_virtual_tokens", 0)
+    for name, length in lengths.items():
+        if architecture.positions is not None and length > architecture.positions:
+            raise UserError(
+                f"{name}: {length} tokens exceed the encoder's {architecture.positions} positions; "
+                "lower it"
+            )
     kind = model.config.model_type
     if method.kind == "prefix" and not architecture.prefix:
         raise UserError(

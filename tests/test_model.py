@@ -144,18 +144,21 @@ def test_logits_have_the_inputs_length_and_padding_is_never_chosen(encoders, fam
     torch.testing.assert_close(model(**alone)[0], model(**inputs)[0][1:, :9], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("family", "first"), [("bert", 0), ("roberta", 2), ("distilbert", 0)])
 @torch.no_grad()
-def test_a_prompt_stands_before_the_words(encoders):
-    """Against the plain model fed with the same embeddings by hand."""
-    model = attached(encoders["bert"], "prompt_tuning", num_virtual_tokens=5)
+def test_a_prompt_stands_before_the_words_which_keep_their_positions(encoders, family, first):
+    """Against the plain model fed with the same embeddings and positions by hand."""
+    model = attached(encoders[family], "prompt_tuning", num_virtual_tokens=5)
     qa_model = model.network.get_base_model()
     inputs = batch()
     prompt = model.network.prompt_encoder["default"].embedding.weight
-    words = qa_model.bert.embeddings.word_embeddings(inputs["input_ids"])
+    words = qa_model.get_input_embeddings()(inputs["input_ids"])
+    segments = torch.nn.functional.pad(inputs["token_type_ids"], (5, 0), value=0)
     expected = qa_model(
         inputs_embeds=torch.cat((prompt.expand(2, 5, -1), words), dim=1),
         attention_mask=torch.nn.functional.pad(inputs["attention_mask"], (5, 0), value=1),
-        token_type_ids=torch.nn.functional.pad(inputs["token_type_ids"], (5, 0), value=0),
+        position_ids=first + torch.tensor([[*range(5), *range(12)]]),
+        **({"token_type_ids": segments} if family == "bert" else {}),
     ).start_logits[:, 5:]
     real = inputs["attention_mask"] == 1
     assert torch.equal(model(**inputs)[0][real], expected[real])
@@ -185,6 +188,7 @@ def test_a_prefix_stands_before_every_layers_keys(encoders):
         input_ids=both,
         attention_mask=sees[None, None],
         token_type_ids=torch.nn.functional.pad(inputs["token_type_ids"], (3, 0), value=0),
+        position_ids=torch.tensor([[*range(3), *range(12)]]),
     ).start_logits[:, 3:]
     torch.testing.assert_close(model(**inputs)[0], expected, atol=1e-5, rtol=1e-5)
 
@@ -238,12 +242,14 @@ def test_target_modules_can_be_named(encoders):
         attached(encoders["bert"], "lora", target_modules="q_lin")
 
 
-def test_prompt_and_window_must_fit_the_positions(encoders):
+def test_prompt_and_window_must_each_fit_the_positions(encoders):
     base = load_base(str(encoders["bert"]))
-    params = {**defaults("prompt_tuning"), "num_virtual_tokens": 129}
-    with pytest.raises(UserError, match="129 virtual tokens and windows of 384 tokens exceed"):
+    params = {**defaults("prompt_tuning"), "num_virtual_tokens": 513}
+    with pytest.raises(UserError, match="num_virtual_tokens: 513 tokens exceed"):
         attach(base, get_method("prompt_tuning"), params, 384)
-    attach(base, get_method("prompt_tuning"), {**params, "num_virtual_tokens": 128}, 384)
+    model = attach(base, get_method("prompt_tuning"), {**params, "num_virtual_tokens": 512}, 512)
+    ids = torch.ones(1, 512, dtype=torch.int64)
+    assert model(ids, ids, ids)[0].shape == (1, 512), "together they may be more than the positions"
 
 
 def test_a_checkpoint_without_head_is_noticed_and_one_without_layers_refused(tmp_path, encoder):
