@@ -42,10 +42,10 @@ def test_a_shipped_adapter_answers(name):
     folder = record.HERE / "adapters" / name
     assert sum(path.stat().st_size for path in folder.iterdir()) < 3_000_000
     found = Answerer.load(str(folder)).answer(
-        question=["Where does the cook live?", "When does the harbour master inspect the ropes?"],
-        context="The cook lives on Mill Lane. The harbour master inspects the ropes every spring.",
+        question=["Where was Ada Lovelace born?", "When was she born?"],  # as in the README
+        context="Ada Lovelace was born in London in 1815.",
     )
-    assert [answer.text.removeprefix("every ") for answer in found] == ["Mill Lane", "spring"]
+    assert [answer.text for answer in found] == ["London", "1815"]
 
 
 @pytest.mark.parametrize("file", [record.HERE / "README.md", STUDIES / "squad-minilm-l6/README.md"])
