@@ -210,7 +210,7 @@ def train(
 
     def on_wait() -> None:  # a worker of tune.py has a quiet console
         waiting = f"{report.shown(run_dir)}: another process trains this run; waiting for its end"
-        report.make_console(stderr=True).print(waiting, markup=False, soft_wrap=True)
+        report.say(report.make_console(stderr=True), waiting)
 
     with runs.claim(run_dir, accelerator, on_wait):
         return _train(settings, origins, accelerator, num_threads, console, search)
@@ -246,9 +246,8 @@ def _train(
     if problem:
         raise problem
     if results:
-        console.print(
-            f"{report.shown(run_dir)} is finished already; --overwrite runs it again",
-            soft_wrap=True,
+        report.say(
+            console, f"{report.shown(run_dir)} is finished already; --overwrite runs it again"
         )
         if search and results.get("search") != search:  # it has gone on, and kept its best
             results["search"] = search
@@ -397,9 +396,7 @@ def main() -> None:
     if accelerator.is_main_process:
         named = {**results, "run_name": settings.run_name or results["method"]}
         report.print_table(console, comparison.compare([named], [{}], [[]], None, None))
-        console.print(
-            f"written to {report.shown(settings.run_dir())}", markup=False, soft_wrap=True
-        )
+        report.say(console, f"written to {report.shown(settings.run_dir())}")
     accelerator.end_training()
 
 

@@ -381,6 +381,8 @@ def main() -> None:
             except KeyboardInterrupt:  # Ctrl-C once more
                 terminate_workers()
                 raise
+    if worker:
+        worker.accelerator.end_training()
     if not main_process:
         return
     report.compare(console, plan.tasks[0].settings)

@@ -41,10 +41,9 @@ class RankAllocator:
         """Allocate. Gradients of update `step` (from 1) of `total` must still be there."""
         self.config.total_step, self.config.deltaT = total, EVERY
         self.config.tinit, self.config.tfinal = int(UNTOUCHED * total), int(SETTLED * total)
+        # Nothing is learnt of an update that overflowed, which fp16's scaler skips.
         for p in self.tuner.parameters():
-            if (
-                p.grad is not None
-            ):  # fp16's scaler skips an update that overflowed: nothing is learnt
+            if p.grad is not None:
                 p.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         self.tuner.update_and_allocate(step)
 

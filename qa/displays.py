@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from qa.report import shown
+from qa.report import say, shown
 
 PLAIN_LINE_SECONDS = 30  # between two lines of progress where there is no terminal
 
@@ -65,13 +65,12 @@ class TrainingDisplay:
     def on_evaluation(self, progress: Any) -> None:
         row = progress.history[-1]
         better = " *" if progress.best_step == progress.step else ""
-        self.console.print(
+        say(
+            self.console,
             f"epoch {row['epoch']:>6.2f}  step {row['step']:>6}  train_loss {row['train_loss']:.4f}  "
             f"eval_loss {row['eval_loss']:.4f}  eval_f1 {row['eval_f1']:5.2f}  "
             f"eval_em {row['eval_exact_match']:5.2f}  "
             f"{rate(row['examples_per_second'])} ex/s{better}",
-            markup=False,
-            soft_wrap=True,
         )
 
 
@@ -147,11 +146,10 @@ class SearchDisplay:
             self.spoken.add(row["number"])
             value = "" if row["value"] is None else f" {row['value']:.4g}"
             reason = f" ({row['reason']})" if row["reason"] else ""
-            self.console.print(
+            say(
+                self.console,
                 f"{self.name} trial {row['number']}: {row['state']}{value}{reason} · "
                 f"{parameters(row['params'])} · {row['seconds']:.0f} s · {self.status(rows)}",
-                markup=False,
-                soft_wrap=True,
             )
 
 
@@ -168,29 +166,25 @@ def print_outcome(console: Console, name: str, found: Mapping[str, Any]) -> None
     against = found["default_value"]
     untuned = "" if against is None else f" (untuned {against:.4g})"
     of_trial = f"; with {parameters(found['trial'])}" if found["trial"] else ""
-    console.print(
+    say(
+        console,
         f"{name}: best {found['metric']} {found['best_value']:.4g}{untuned} with "
         f"{parameters(found['best_params'])}; {found['n_trials']} trials ({found['pruned']} "
         f"pruned, {found['fail']} failed{of_trial}), {found['seconds']:.0f} s of training",
-        markup=False,
-        soft_wrap=True,
     )
     if found["importances"]:
         shares = ", ".join(f"{key} {value:.0%}" for key, value in found["importances"].items())
-        console.print(
-            f"{name}: importance of the parameters: {shares}", markup=False, soft_wrap=True
-        )
+        say(console, f"{name}: importance of the parameters: {shares}")
 
 
 def print_run(console: Console, run_dir: Path, done: Any) -> None:
     """One line for a finished run of a worker; `done`, a future, holds its results."""
     if not done.cancelled() and done.exception() is None:
         found = done.result()
-        console.print(
+        say(
+            console,
             f"{shown(run_dir)}: EM {found['eval_exact_match']:.2f}, F1 {found['eval_f1']:.2f}, "
             f"{found['train_seconds']:.0f} s",
-            markup=False,
-            soft_wrap=True,
         )
 
 

@@ -51,12 +51,17 @@ def make_console(quiet: bool = False, stderr: bool = False) -> Console:
     return console
 
 
+def say(console: Console, text: str) -> None:
+    """One line, as it stands: nothing in it is markup, and it is not folded."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
 def print_header(console: Console, title: str, facts: Mapping[str, str]) -> None:
     console.rule(f"[bold]{title}", align="left", style="dim")
     width = max(map(len, facts))
     for name, value in facts.items():
         console.print(f"[dim]{name:<{width}}[/]  ", end="")
-        console.print(value, markup=False, soft_wrap=True)
+        say(console, value)
 
 
 def describe_settings(settings: Settings, origins: Mapping[str, str]) -> dict[str, str]:
@@ -76,11 +81,10 @@ def _shapes_result(f: Any) -> bool:
 
 def print_replay(console: Console, settings: Settings) -> None:
     """The command that trains a search's best again without the search."""
-    console.print(
+    say(
+        console,
         f"the best {settings.method} again, without a search:\n    python train.py --config "
         f"{shown(settings.run_dir())}/config.json --run_name {settings.run_name}-again",
-        markup=False,
-        soft_wrap=True,
     )
 
 
@@ -91,11 +95,10 @@ def shown(path: Path) -> Path:
 
 def print_methods(console: Console, name: str, base: Any, rows: Sequence[tuple]) -> None:
     """The table of methods; rows: (method, what it trains in this encoder or None)."""
-    console.print(
+    say(
+        console,
         f"{name} ({base.model.config.model_type}, {base.num_parameters:,} parameters); with every "
         "method but pretrained the span head trains, and counts",
-        markup=False,
-        soft_wrap=True,
     )
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("method", no_wrap=True)
@@ -141,7 +144,7 @@ def compare(console: Console, settings: Settings) -> dict[str, Any]:
     examples, problem = runs.read_test_examples(folders, *tests)
     scorer = None
     if examples is None:
-        console.print(f"no intervals, slices and examples: {problem}", markup=False, soft_wrap=True)
+        say(console, f"no intervals, slices and examples: {problem}")
     else:
         scorer = bertscore.scorer_of(settings)
     with console.status("comparing"):
@@ -171,7 +174,7 @@ def present(
     except OSError as error:
         raise UserError(f"output_dir: {folder}: {error.strerror}; choose another folder") from None
     names = ", ".join(path.name for path in written)
-    console.print(f"{names} written to {shown(folder)}", markup=False, soft_wrap=True)
+    say(console, f"{names} written to {shown(folder)}")
 
 
 def print_table(console: Console, made: Mapping[str, Any]) -> None:
@@ -180,7 +183,7 @@ def print_table(console: Console, made: Mapping[str, Any]) -> None:
 
     rows = made["rows"]
     for line in page.subtitle(made):
-        console.print(line, markup=False, soft_wrap=True)
+        say(console, line)
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("run", overflow="fold", min_width=max(len(row["run_name"]) for row in rows))
     table.add_column("seeds", justify="right", no_wrap=True)
@@ -216,7 +219,7 @@ def print_table(console: Console, made: Mapping[str, Any]) -> None:
     for note in page.legend(made):
         console.print(note, markup=False)
     if made["bertscore_hash"]:
-        console.print(f"BERTScore: {made['bertscore_hash']}", markup=False, soft_wrap=True)
+        say(console, f"BERTScore: {made['bertscore_hash']}")
 
 
 def one_line(text: str) -> str:

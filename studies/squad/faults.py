@@ -20,8 +20,7 @@ from torch.nn.functional import pad
 
 import train
 from qa import UserError, bertscore, checkpoint, loop, metrics, report, runs, spans
-from qa.methods import get_method
-from qa.model import SpanModel, attach, load_base
+from qa.model import SpanModel, load_base
 from qa.study import Parser, Settings, add_settings
 from studies.squad.data import FOLDER
 
@@ -62,10 +61,7 @@ def faulty_model(settings: Settings, faults: Collection[str]) -> SpanModel:
     chosen = dict(settings.hyperparameters)
     if "start" in faults:
         chosen["prompt_tuning_init"] = "RANDOM"
-    method = get_method(settings.method)
-    model = attach(
-        base, method, chosen, settings.max_seq_length, settings.train_head, settings.seed
-    )
+    model = train.make_model(replace(settings, hyperparameters=chosen), base, "cpu")
     if "segments" in faults:
         model.architecture = replace(model.architecture, segments=False)
     if "labels" in faults:

@@ -120,9 +120,8 @@ def ship(name: str, study: str) -> None:
     for file in SHIPPED:
         shutil.copyfile(source / file, folder / file)
     card = (source / "README.md").read_text(encoding="utf-8")
-    card = card.replace(
-        "---\n", "---\nlicense: cc-by-sa-4.0\n", 1
-    )  # as SQuAD, which it learnt from
+    # SQuAD's licence, since it learnt from SQuAD
+    card = card.replace("---\n", "---\nlicense: cc-by-sa-4.0\n", 1)
     places = [path.relative_to(ROOT).as_posix() for path in (source, folder)]
     checkpoint.write_text(folder / "README.md", card.replace(*places))
 
