@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 import torch
+from torch.nn.functional import pad
 
 import train
 import tune
@@ -111,7 +112,19 @@ def test_the_faults_are_what_they_are_called():
     length = inputs["input_ids"].shape[1]
     assert torch.equal(right(**inputs)[0][real], whole[0][:, virtual:][real])
     assert torch.equal(wrong(**inputs)[0][real], whole[0][:, :length][real])
-    words = base.get_input_embeddings().weight
+    moved = faulty("prompt_tuning", "positions")
+    words = base.get_input_embeddings()
+    counted_on = base(  # no positions given: transformers counts from the prompt's first token on
+        inputs_embeds=torch.cat(
+            (right.network.get_prompt(len(real)), words(inputs["input_ids"])), 1
+        ),
+        attention_mask=pad(inputs["attention_mask"], (virtual, 0), value=1),
+        token_type_ids=pad(inputs["token_type_ids"], (virtual, 0)),
+    ).start_logits
+    assert torch.equal(moved(**inputs)[0][real], counted_on[:, virtual:][real])
+    assert not torch.allclose(right(**inputs)[0][real], counted_on[:, virtual:][real], atol=0.1)
+
+    words = words.weight
     for model, begins_as_words in ((right, True), (faulty("prompt_tuning", "start"), False)):
         prompt = model.network.prompt_encoder["default"].embedding.weight
         nearest = torch.stack([(words - token).abs().amax(1).min() for token in prompt])

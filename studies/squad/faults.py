@@ -29,6 +29,7 @@ FAULTS = {
     "head": "freshly initialised span head",
     "segments": "segment ids dropped",
     "labels": "labels not shifted by the virtual tokens",
+    "positions": "positions shifted by the virtual tokens",
     "start": "prompt from noise, not from words",
 }
 TOGETHER = ("head", "segments")
@@ -64,6 +65,8 @@ def faulty_model(settings: Settings, faults: Collection[str]) -> SpanModel:
     model = train.make_model(replace(settings, hyperparameters=chosen), base, "cpu")
     if "segments" in faults:
         model.architecture = replace(model.architecture, segments=False)
+    if "positions" in faults:  # transformers counts from the first virtual token on
+        model.architecture = replace(model.architecture, positions=None)
     if "labels" in faults:
         virtual = model.num_virtual_tokens
 
