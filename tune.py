@@ -236,7 +236,7 @@ def _start(plan: Plan, parent: int) -> None:
     """
     global _plan, _signals
     os.setsid()  # Ctrl-C in the terminal goes to the parent, which passes it on once
-    _plan, _signals = plan, stop_signals()
+    _plan, _signals = plan, stop_signals(quiet=True)
     _signals.__enter__()
 
     def watch() -> None:

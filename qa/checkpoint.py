@@ -77,12 +77,12 @@ _noted: list[Callable[[], int]] = []  # of the stop_signals() that are open
 
 
 @contextmanager
-def stop_signals():
+def stop_signals(quiet: bool = False):
     """Within this context SIGINT and SIGTERM do not end the program: they are noted.
 
     Yields a function that returns the signal's number, or 0. A second signal does what it would
     have done before (by default it ends the program at once). Inside another such context, that
-    one's signals are seen.
+    one's signals are seen. quiet: nothing is said, since the process that passes signals on does.
     """
     if _noted:
         yield _noted[-1]
@@ -93,7 +93,8 @@ def stop_signals():
     def note(signum, frame):
         nonlocal received
         received = signum
-        os.write(2, b"stopping after this update or evaluation; once more ends at once\n")
+        if not quiet:
+            os.write(2, b"stopping after this update or evaluation; once more ends at once\n")
         for number, handler in previous.items():
             signal.signal(number, handler)
 

@@ -310,6 +310,7 @@ def test_ctrl_c_gives_the_trials_back(longer, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = finish(process, status=130)
     assert "stopped; the same command goes on from here" in err and "Traceback" not in err
+    assert err.count("once more ends at once") == 1  # the workers leave it to the command
     found = states(tmp_path)
     assert found["RUNNING"] == 0 and found["WAITING"] == found["FAIL"] > 0
 
