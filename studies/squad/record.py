@@ -54,7 +54,7 @@ def write_predictions(study: str, found: list[Mapping], texts: list[Mapping[str,
     lines += [[id, *(of_run[id] for of_run in texts)] for id in texts[0]]
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     packed = lzma.compress(content.encode(), preset=9)
-    (STUDIES / study / PREDICTIONS).write_bytes(packed)
+    checkpoint.write_bytes(STUDIES / study / PREDICTIONS, packed)
 
 
 def write_curves(study: str, found: list[Mapping], histories: list) -> None:
