@@ -409,9 +409,10 @@ def _cost_findings(best: Mapping, tied: list[Mapping], rest: list[Mapping]) -> l
     if cheaper:
         row = min(cheaper, key=lambda row: row["cost"]["trainable_params"])
         ratio = cost["trainable_params"] / row["cost"]["trainable_params"]
+        decimals = 1 if ratio < 100 else 0
         said.append(
             f"The cheapest trained run {'that ties with it' if tied else 'below it'}, "
-            f"{row['run_name']}, trains {ratio:.1f} times fewer parameters in "
+            f"{row['run_name']}, trains {ratio:,.{decimals}f} times fewer parameters in "
             f"{row['cost']['train_seconds']:.0f} s."
         )
     return said
