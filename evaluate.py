@@ -53,13 +53,14 @@ def score_file(arguments: argparse.Namespace) -> dict[str, Any]:
         "fingerprints": {"test": gold.fingerprint},
     }
     scorer = bertscore.scorer_of(settings)
-    made = comparison.compare([run], [texts], [[]], gold.examples, scorer)
+    made = comparison.compare([run], [texts], gold.examples, scorer)
     report.present(
         report.make_console(stderr=True),
         Path(settings.output_dir or "."),
         f"Predictions of {arguments.name}",
         made,
-        *(gold.examples, [texts], [[]], [{}]),
+        gold.examples,
+        [texts],
     )
     return made if arguments.json else found
 

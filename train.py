@@ -395,7 +395,7 @@ def main() -> None:
     results = train(settings, origins, accelerator, num_threads, console)
     if accelerator.is_main_process:
         named = {**results, "run_name": settings.run_name or results["method"]}
-        report.print_table(console, comparison.compare([named], [{}], [[]], None, None))
+        report.print_table(console, comparison.compare([named], [{}], None, None))
         report.say(console, f"written to {report.shown(settings.run_dir())}")
     accelerator.end_training()
 

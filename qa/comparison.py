@@ -1,6 +1,6 @@
 """Which method is better, by how much, how sure, where, and at what cost?
 
-From the results, predictions and histories of runs to one plain structure, `compare`, of which
+From the results and predictions of runs to one plain structure, `compare`, of which
 table, page and results.json are made. Every sentence of the findings is computed from it.
 """
 
@@ -34,13 +34,12 @@ PER_COST = {
 def compare(
     found: Sequence[Mapping[str, Any]],
     predictions: Sequence[Mapping[str, str]],
-    histories: Sequence[Sequence[Mapping[str, float]]],
     examples: Sequence[Example] | None,
     scorer: Scorer | None,
 ) -> dict[str, Any]:
     """Everything that is said of some runs, as plain values.
 
-    found: results of the runs (`runs.find_runs`); predictions, histories: theirs, in their order.
+    found: the runs (`runs.find_runs`); predictions: theirs, in their order.
     examples: of the test split; without them there are scores and costs, but no certainty.
     scorer: for BERTScore; None takes what the runs have saved, where it is of one scorer.
     """
@@ -54,10 +53,7 @@ def compare(
     groups: dict[str, list[int]] = {}
     for index, run in enumerate(found):
         groups.setdefault(run["run_name"], []).append(index)
-    rows = [
-        _row(name, [found[i] for i in indices], [histories[i] for i in indices])
-        for name, indices in groups.items()
-    ]
+    rows = [_row(name, [found[i] for i in indices]) for name, indices in groups.items()]
     rows.sort(key=lambda row: -row["scores"]["f1"]["value"])
     _mark_best(rows)
     made = {
@@ -112,7 +108,7 @@ def _score(
     return scores
 
 
-def _row(name: str, runs: list[Mapping], histories: list[Sequence[Mapping]]) -> dict[str, Any]:
+def _row(name: str, runs: list[Mapping]) -> dict[str, Any]:
     """One run name over its seeds: mean ± sd of the scores, what it cost, how fast it converged."""
     scores = {}
     for key in SCORES:
@@ -123,6 +119,7 @@ def _row(name: str, runs: list[Mapping], histories: list[Sequence[Mapping]]) -> 
     first = runs[0]
     trained = any(run.get("trainable_params") for run in runs)
     search = first.get("search") or {}
+    histories = [run.get("history", []) for run in runs]
     rates = [rate for rate in map(_examples_per_second, histories) if rate]
     cost = {
         "trainable_params": first.get("trainable_params"),

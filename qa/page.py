@@ -152,10 +152,8 @@ def html(
     title: str,
     examples: Sequence[Example] | None,
     predictions: Sequence[Mapping[str, str]],
-    histories: Sequence[Sequence[Mapping[str, float]]],
-    configs: Sequence[Mapping[str, Any]],
 ) -> str:
-    """The whole page. configs: config.json of each run."""
+    """The whole page of a comparison; examples and predictions are those it was made from."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -166,10 +164,7 @@ def html(
     }  # fmt: skip
     order = {row["run_name"]: k for k, row in enumerate(made["rows"])}
     curves = sorted(
-        (
-            (run["run_name"], run["seed"], history)
-            for run, history in zip(made["runs"], histories, strict=True)
-        ),
+        ((run["run_name"], run["seed"], run.get("history", [])) for run in made["runs"]),
         key=lambda curve: order[curve[0]],
     )
     searches = {run["run_name"]: run["search"] for run in made["runs"] if run.get("search")}
@@ -198,20 +193,19 @@ def html(
         pareto=pictures.pareto(made["rows"]),
         searched=searched,
         browsable=browsable(made, examples, predictions) if examples is not None else None,
-        settings=_table_of([c.get("settings", {}) for c in configs], made["runs"]),
-        versions=_table_of([run.get("environment", {}) for run in made["runs"]], made["runs"]),
+        settings=_table_of("settings", made["runs"]),
+        versions=_table_of("environment", made["runs"]),
     )  # fmt: skip
 
 
-def _table_of(values: Sequence[Mapping[str, Any]], runs: Sequence[Mapping]) -> list[dict[str, Any]]:
-    """Each name with what all runs have, or what each of them has."""
-    names = list(dict.fromkeys(name for of_run in values for name in of_run))
+def _table_of(part: str, runs: Sequence[Mapping]) -> list[dict[str, Any]]:
+    """Each name in this part of the runs with what all of them have, or what each has."""
     table = []
-    for name in names:
+    for name in dict.fromkeys(name for run in runs for name in run.get(part, {})):
         found: dict[str, list[str]] = {}
-        for of_run, run in zip(values, runs, strict=True):
+        for run in runs:
             seed = f"{run['run_name']}, seed {run['seed']}"
-            found.setdefault(_shown(of_run.get(name)), []).append(seed)
+            found.setdefault(_shown(run.get(part, {}).get(name)), []).append(seed)
         table.append({"name": name, "values": found})
     return table
 
@@ -222,10 +216,16 @@ def _shown(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def write(folder: Path, made: Mapping[str, Any], title: str, *evidence: Any) -> list[Path]:
-    """report.html and report.md. evidence: the rest of what `html` takes."""
+def write(
+    folder: Path,
+    made: Mapping[str, Any],
+    title: str,
+    examples: Sequence[Example] | None,
+    predictions: Sequence[Mapping[str, str]],
+) -> list[Path]:
+    """report.html and report.md."""
     paths = [folder / "report.html", folder / "report.md"]
-    texts = [html(made, title, *evidence), markdown(made, title)]
+    texts = [html(made, title, examples, predictions), markdown(made, title)]
     for path, text in zip(paths, texts, strict=True):
         checkpoint.write_text(path, text)
     return paths

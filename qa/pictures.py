@@ -88,11 +88,13 @@ def _draw(title: str, alt: str, paint: Callable[[Any], None]) -> Picture:
 def learning_curves(
     key: str, title: str, runs: Sequence[tuple[str, int, Sequence[Mapping[str, float]]]]
 ) -> Picture | None:
-    """A line for each run, (run name, seed, history); None where nothing was trained."""
-    runs = [run for run in runs if run[2]]
+    """A line for each run, (run name, seed, history); None where no history has the key."""
+    names = list(
+        dict.fromkeys(name for name, _, _ in runs)
+    )  # a run keeps its colour whatever the key
+    runs = [run for run in runs if run[2] and key in run[2][0]]
     if not runs:
         return None
-    names = list(dict.fromkeys(name for name, _, _ in runs))
     ends = "; ".join(
         f"{name} seed {seed} from {history[0][key]:.4g} to {history[-1][key]:.4g} "
         f"at step {history[-1]['step']}"

@@ -122,7 +122,7 @@ def compare(console: Console, settings: Settings) -> dict[str, Any]:
 
     → what results.json holds. Raises UserError.
     """
-    from qa import bertscore, comparison, runs  # which load torch: not before it is needed
+    from qa import bertscore, comparison, runs, squad  # which load torch: not before it is needed
 
     read_study(settings.study)
     folder = settings.run_dir().parent.parent
@@ -137,30 +137,35 @@ def compare(console: Console, settings: Settings) -> dict[str, Any]:
             f"{one['data']['test']}; {other['run_dir']}: {other['data']['test']}) and do not "
             "compare; keep them apart with --output_dir"
         )
-    folders = [folder / run["run_dir"] for run in found]
-    evidence = [runs.read_evidence(run_dir) for run_dir in folders]
-    predictions, histories, configs = map(list, zip(*evidence))
-    runs.check_seeds(found, configs)
-    examples, problem = runs.read_test_examples(folders, *tests)
+    predictions = [
+        squad.read_predictions(folder / run["run_dir"] / "eval_predictions.json") for run in found
+    ]
+    runs.check_seeds(found)
+    examples, problem = runs.read_test_examples(found, *tests)
     scorer = None
     if examples is None:
         say(console, f"no intervals, slices and examples: {problem}")
     else:
         scorer = bertscore.scorer_of(settings)
     with console.status("comparing"):
-        made = comparison.compare(found, predictions, histories, examples, scorer)
+        made = comparison.compare(found, predictions, examples, scorer)
     made = {"study": settings.study, **made}
-    evidence = examples, predictions, histories, configs
-    present(console, settings.study_dir(), f"Study {settings.study}", made, *evidence)
+    title = f"Study {settings.study}"
+    present(console, settings.study_dir(), title, made, examples, predictions)
     return made
 
 
 def present(
-    console: Console, folder: Path, title: str, made: Mapping[str, Any], *evidence: Any
+    console: Console,
+    folder: Path,
+    title: str,
+    made: Mapping[str, Any],
+    examples: Sequence[Any] | None,
+    predictions: Sequence[Mapping[str, str]],
 ) -> None:
     """Print a comparison's table and findings; write results.json and the report. Raises UserError.
 
-    evidence: what the page takes beside the comparison (`page.html`).
+    examples, predictions: those that it was made from.
     """
     from qa import checkpoint, page
 
@@ -170,7 +175,7 @@ def present(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.write_text(folder / "results.json", text)
-        written = [folder / "results.json", *page.write(folder, made, title, *evidence)]
+        written = [folder / "results.json", *page.write(folder, made, title, examples, predictions)]
     except OSError as error:
         raise UserError(f"output_dir: {folder}: {error.strerror}; choose another folder") from None
     names = ", ".join(path.name for path in written)

@@ -24,7 +24,7 @@ from qa import Interrupted, UserError, __version__, checkpoint
 from qa.methods import Method, get_method
 from qa.model import SHORT_NAMES, Base, SpanModel, attach, load_base
 from qa.spans import Span, best_texts
-from qa.squad import Example, load_splits, read_json, read_predictions
+from qa.squad import Example, load_splits, read_json
 from qa.study import DATA_FIELDS, FIELDS, Settings, check_field, read_config
 
 PACKAGES = (
@@ -417,34 +417,27 @@ def write_outcome(
     shutil.rmtree(run_dir / "checkpoint", ignore_errors=True)
 
 
-def read_evidence(run_dir: Path) -> tuple[dict[str, str], list[dict[str, float]], dict[str, Any]]:
-    """Predictions {id: text}, history (none where nothing trained) and config.json of a run.
-
-    Raises UserError for a damaged file.
-    """
-    predictions = read_predictions(run_dir / "eval_predictions.json")
-    config = read_json(run_dir / "config.json")
+def read_history(run_dir: Path) -> list[dict[str, float]]:
+    """history.jsonl, none where nothing trained. Raises UserError for a damaged file."""
     path = run_dir / "history.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        history = [json.loads(line) for line in lines]
+        return [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run again with --overwrite") from None
-    return predictions, history, config
 
 
 def read_test_examples(
-    run_dirs: Sequence[Path], fingerprint: str
+    found: Sequence[Mapping], fingerprint: str
 ) -> tuple[list[Example] | None, str]:
-    """The test split the runs were scored on, loaded as one of them loaded it.
+    """The test split the runs (`find_runs`) were scored on, loaded as one of them loaded it.
 
     None and the reason where it is no longer to be had, or no longer what it was.
     """
     problem, tried = "", []
-    for run_dir in run_dirs:
-        saved = read_json(run_dir / "config.json").get("settings", {})
-        known = {name: check_field(name, value, "config.json") for name, value in saved.items()
-                 if name in TEST_FIELDS}  # fmt: skip
+    for run in found:
+        known = {name: check_field(name, value, "config.json")
+                 for name, value in run["settings"].items() if name in TEST_FIELDS}  # fmt: skip
         if known in tried:
             continue
         tried.append(known)
@@ -459,14 +452,14 @@ def read_test_examples(
     return None, problem
 
 
-def check_seeds(found: Sequence[Mapping], configs: Sequence[Mapping]) -> None:
-    """Raise UserError where runs of one name differ in more than their seed.
+def check_seeds(found: Sequence[Mapping]) -> None:
+    """Raise UserError where runs (`find_runs`) of one name differ in more than their seed.
 
-    found: results (`find_runs`); configs: config.json of each. Their mean would tell nothing.
+    Their mean would tell nothing.
     """
     firsts: dict[str, tuple[str, dict]] = {}
-    for run, config in zip(found, configs, strict=True):
-        values = {name: config.get("settings", {}).get(name) for name, f in FIELDS.items()
+    for run in found:
+        values = {name: run["settings"].get(name) for name, f in FIELDS.items()
                   if f.metadata["affects_result"] and name not in NOT_COMPARED}  # fmt: skip
         values |= {f"{name} data": run["fingerprints"][name] for name in ("train", "validation")}
         if run["head_trained"]:  # else each seed draws a head of its own
@@ -483,15 +476,20 @@ def check_seeds(found: Sequence[Mapping], configs: Sequence[Mapping]) -> None:
 
 
 def find_runs(folder: Path) -> list[dict[str, Any]]:
-    """The results of all finished runs below a folder of runs, by name and seed."""
+    """All finished runs below a folder of runs, by name and seed: results, settings, history.
+
+    Raises UserError for a damaged file.
+    """
     found = []
     for path in sorted(folder.glob("*/seed-*/eval_results.json")):
-        results = read_results(path.parent)
+        run_dir = path.parent
         found.append(
             {
-                **results,
-                "run_name": path.parent.parent.name,
-                "run_dir": str(path.parent.relative_to(folder)),
+                **read_results(run_dir),
+                "run_name": run_dir.parent.name,
+                "run_dir": str(run_dir.relative_to(folder)),
+                "settings": read_json(run_dir / "config.json").get("settings", {}),
+                "history": read_history(run_dir),
             }
         )
     return sorted(found, key=lambda run: (run["run_name"], run["seed"]))

@@ -48,7 +48,9 @@ def history(*f1, every=10):
 def compare(runs, shares, histories=None, examples=None):
     examples = examples or make_examples()
     texts = [answers(examples, share, seed=k) for k, share in enumerate(shares)]
-    return comparison.compare(runs, texts, histories or [[]] * len(runs), examples, None)
+    if histories:
+        runs = [{**run, "history": rows} for run, rows in zip(runs, histories, strict=True)]
+    return comparison.compare(runs, texts, examples, None)
 
 
 def test_a_clear_winner_a_tie_and_what_is_said_of_them():
@@ -146,7 +148,7 @@ def test_without_the_test_data_nothing_is_said_of_differences():
             "head", eval_f1=30.0, eval_exact_match=20.0, eval_bertscore_f1=80.0, bertscore_hash="b"
         ),
     ]
-    made = comparison.compare(runs, [{}, {}], [[], []], None, None)
+    made = comparison.compare(runs, [{}, {}], None, None)
     assert made["differences"] == [] and made["slices"] == [] and made["bootstrap"] is None
     assert "no intervals" in made["findings"][0]
     assert "bertscore_f1" not in made["rows"][0]["scores"], "of two scorers, which do not compare"
@@ -158,7 +160,7 @@ def test_of_few_articles_nothing_is_said_of_differences():
     assert made["differences"] == [] and made["bootstrap"] is None and made["slices"]
     assert "fewer than 5 articles" in made["findings"][0]
     assert made["claims"][1]["answer"] == "undecided"
-    page.html(made, "", examples, [answers(examples, 1)] * 2, [[], []], [{}, {}])
+    page.html(made, "", examples, [answers(examples, 1)] * 2)
 
 
 def test_of_many_runs_the_ties_are_named_and_the_nearest_of_the_others():

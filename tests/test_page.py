@@ -66,11 +66,12 @@ def report(tmp_path_factory):
     predictions = [answers(examples, share, k) for k, share in enumerate((0.9, 0.85, 0.5, 0.1))]
     for texts, answer in zip(predictions, ("red ship", HOSTILE, "came the red", "")):
         texts["evil"] = answer
-    rows = [{**row, "eval_loss": 1.0, "train_loss": 2.0} for row in history(50, 60)]
-    histories = [rows, rows, rows, []]
-    made = comparison.compare(runs, predictions, histories, examples, None)
-    configs = [{"settings": {"seed": k, "cache_dir": HOSTILE}} for k in range(4)]
-    page.write(folder, made, f"Study {HOSTILE}", examples, predictions, histories, configs)
+    for seed, one in enumerate(runs):
+        one["settings"] = {"seed": seed, "cache_dir": HOSTILE}
+        rows = [{**row, "eval_loss": 1.0, "train_loss": 2.0} for row in history(50, 60)]
+        one["history"] = rows if one["trainable_params"] else []
+    made = comparison.compare(runs, predictions, examples, None)
+    page.write(folder, made, f"Study {HOSTILE}", examples, predictions)
     return folder
 
 

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from qa import loop, squad
-from qa.methods import get_method
+from qa.methods import get_method, peft_config
 from qa.model import Architecture, SpanModel, attach, load_base, num_cores
 from qa.study import Settings
 from qa.windows import Windows, build_windows
@@ -72,7 +72,7 @@ def make_plain_model(folder: Path):
     base = load_base(str(folder), encoder_dropout=0.0)
     method = get_method("lora")
     params = {name: param.default for name, param in method.params.items()}
-    config = method.config(Architecture.of(base.model), params)
+    config = peft_config(method, Architecture.of(base.model), params)
     config.modules_to_save = ["qa_outputs"]
     torch.manual_seed(0)
     return PeftModel(base.model, config)
