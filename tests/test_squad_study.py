@@ -9,11 +9,12 @@ from torch.nn.functional import pad
 
 import train
 import tune
-from qa import metrics
+from qa import metrics, runs
 from qa.answer import Answerer
 from qa.model import load_base
+from qa.squad import read_predictions
 from qa.study import ROOT, STUDIES
-from studies.squad import data, faults, record
+from studies.squad import data, faults, record, restore
 from tests.test_model import batch
 
 RECORDED = [study for study in record.RECORDED if (STUDIES / study / record.PREDICTIONS).is_file()]
@@ -47,6 +48,33 @@ def test_a_shipped_adapter_answers(name):
         context="Ada Lovelace was born in London in 1815.",
     )
     assert [answer.text for answer in found] == ["London", "1815"]
+
+
+def test_what_is_shipped_is_the_best_on_validation():
+    for name, study in record.ADAPTERS.items():
+        best = record.best_lora(study)
+        shipped = json.loads((record.HERE / "adapters" / name / "eval_results.json").read_text())
+        for key in ("seed", "eval_f1", "best_evaluation", "fingerprints"):
+            assert shipped[key] == best[key]
+
+
+@pytest.mark.parametrize("study", record.RECORDED)
+def test_recorded_runs_come_back_as_they_were(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(restore, "STUDIES", tmp_path)
+    monkeypatch.setattr("sys.argv", ["restore.py"])
+    restore.main()
+    folder, made = tmp_path / study / "runs", record.results(study)
+    found = runs.find_runs(folder)
+    assert found == made["runs"]
+    runs.check_seeds(found)
+    for name, seed, texts in record.read_predictions(study):
+        saved = folder / name / f"seed-{seed}"
+        assert read_predictions(saved / "eval_predictions.json") == texts
+        settings, _ = train.parse(["--config", str(saved / "config.json")])
+        assert (settings.seed, settings.run_name or settings.method) == (seed, name)
+    (folder / found[0]["run_dir"] / "history.jsonl").write_text("mine")
+    restore.main()
+    assert (folder / found[0]["run_dir"] / "history.jsonl").read_text() == "mine"
 
 
 @pytest.mark.parametrize("file", [record.HERE / "README.md", STUDIES / "squad-minilm-l6/README.md"])

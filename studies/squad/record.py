@@ -16,6 +16,7 @@ from typing import Any
 
 from qa import checkpoint, page, pictures, runs
 from qa.report import run_command
+from qa.squad import read_predictions as read_file
 from qa.study import ROOT, STUDIES, Parser
 from studies.squad.faults import FAULTS
 from studies.squad.faults import FILE as FAULTS_FILE
@@ -57,8 +58,8 @@ def write_predictions(study: str, found: list[Mapping], texts: list[Mapping[str,
     checkpoint.write_bytes(STUDIES / study / PREDICTIONS, packed)
 
 
-def write_curves(study: str, found: list[Mapping], histories: list) -> None:
-    curves = [(run["run_name"], run["seed"], rows) for run, rows in zip(found, histories)]
+def write_curves(study: str, found: list[Mapping]) -> None:
+    curves = [(run["run_name"], run["seed"], run["history"]) for run in found]
     picture = pictures.learning_curves("eval_f1", "Validation F1", curves)
     if picture:
         svg = picture.svg.replace("currentColor", INK)
@@ -111,11 +112,21 @@ def faults() -> str:
     return "\n".join(lines) + "\n"
 
 
-def ship(name: str, study: str) -> None:
-    """Copy the study's LoRA that is best on validation to adapters/`name`."""
+def best_lora(study: str) -> dict[str, Any]:
+    """The study's LoRA run that is best on validation."""
     trained = [run for run in results(study)["runs"] if run["method"] == "lora"]
-    best = max(trained, key=lambda run: run["best_evaluation"]["eval_f1"])
+    return max(trained, key=lambda run: run["best_evaluation"]["eval_f1"])
+
+
+def ship(name: str, study: str) -> None:
+    """Copy the study's best LoRA to adapters/`name`, if its weights are here.
+
+    `restore` puts runs back without: then it is the one that is shipped already.
+    """
+    best = best_lora(study)
     source, folder = STUDIES / study / "runs" / best["run_dir"], HERE / "adapters" / name
+    if not all((source / file).exists() for file in SHIPPED):
+        return
     folder.mkdir(parents=True, exist_ok=True)
     for file in SHIPPED:
         shutil.copyfile(source / file, folder / file)
@@ -140,9 +151,10 @@ def main() -> None:
         folder = STUDIES / study
         found = runs.find_runs(folder / "runs")
         if found:
-            evidence = [runs.read_evidence(folder / "runs" / run["run_dir"]) for run in found]
-            write_predictions(study, found, [texts for texts, _, _ in evidence])
-            write_curves(study, found, [history for _, history, _ in evidence])
+            folders = [folder / "runs" / run["run_dir"] for run in found]
+            texts = [read_file(run_dir / "eval_predictions.json") for run_dir in folders]
+            write_predictions(study, found, texts)
+            write_curves(study, found)
         if (folder / "results.json").is_file():
             fill(folder / "README.md", "table", table(study))
     for name, study in ADAPTERS.items():
