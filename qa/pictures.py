@@ -71,7 +71,8 @@ def _draw(title: str, alt: str, paint: Callable[[Any], None]) -> Picture:
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
-        axes.set_title(title, fontsize=10, loc="left")
+        # over the whole width: beside wide labels the axes alone would cut a long one off
+        figure.suptitle(title, fontsize=10, x=0.01, horizontalalignment="left")
         axes.grid(alpha=0.25, linewidth=0.6)
         paint(axes)
         _legend(figure, axes)
