@@ -90,9 +90,7 @@ def learning_curves(
     key: str, title: str, runs: Sequence[tuple[str, int, Sequence[Mapping[str, float]]]]
 ) -> Picture | None:
     """A line for each run, (run name, seed, history); None where no history has the key."""
-    names = list(
-        dict.fromkeys(name for name, _, _ in runs)
-    )  # a run keeps its colour whatever the key
+    names = list(dict.fromkeys(name for name, _, _ in runs))  # with or without the key: for colours
     runs = [run for run in runs if run[2] and key in run[2][0]]
     if not runs:
         return None
