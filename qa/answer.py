@@ -81,7 +81,11 @@ class Answerer:
             )
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         process = SimpleNamespace(
-            device=device, process_index=0, num_processes=1, autocast=nullcontext
+            device=device,
+            process_index=0,
+            num_processes=1,
+            mixed_precision="no",
+            autocast=nullcontext,
         )
         return cls(model.to(device), base.tokenizer, settings, process)
 

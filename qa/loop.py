@@ -23,7 +23,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from qa import Interrupted, UserError, checkpoint, spans
+from qa import Interrupted, UserError, checkpoint, kernels, spans
 from qa.model import SpanModel
 from qa.squad import Example
 from qa.study import Settings
@@ -140,7 +140,8 @@ def gradients(
             accelerator.device,
         )
         last = i + size >= len(mine)
-        with nullcontext() if last else accelerator.no_sync(model):
+        sync = nullcontext() if last else accelerator.no_sync(model)
+        with sync, kernels.products(accelerator):
             with accelerator.autocast():
                 start_logits, end_logits = model(**batch)
             losses = span_losses(start_logits, end_logits, labels["start"], labels["end"])
@@ -369,7 +370,7 @@ def predict(
             accelerator.device,
         )
         try:
-            with accelerator.autocast():
+            with kernels.products(accelerator), accelerator.autocast():
                 start, end = model(**to_device(windows.batch(rows), accelerator.device))
         except RuntimeError as error:
             if accelerator.num_processes > 1 or not should_reduce_batch_size(error):

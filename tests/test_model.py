@@ -1,17 +1,21 @@
 """The silent errors of PEFT on extractive QA; each test fails without its fix in qa/model.py."""
 
 import copy
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qa import UserError, kernels, loop, metrics
 from qa.methods import METHODS, get_method
 from qa.model import Architecture, attach, load_base
 from qa.windows import build_windows
-from tests.conftest import make_encoder, small_settings
+from tests.conftest import make_encoder, small_settings, toy_split
 
 FAMILIES = ["bert", "roberta", "electra", "distilbert", "modernbert"]
 WITH_PREFIX = FAMILIES[:3]
@@ -111,6 +115,65 @@ def test_in_bfloat16_kernels_are_about_as_near_to_float32_as_the_libraries_own(e
             float((found[k] - exact[k]).norm() / exact[k].norm()) for found in (ours, theirs)
         ]
         assert 0 < distance[0] < 2 * distance[1] < 0.06, distance
+
+
+class Seen(TorchDispatchMode):
+    """Notes which products of bfloat16 matrices PyTorch computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.products = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if "mm" in name and args[-1].dtype == torch.bfloat16:
+            self.products.append(name)
+        return func(*args, **kwargs or {})
+
+
+@pytest.fixture
+def accelerator_in_bfloat16():
+    AcceleratorState._reset_state(reset_partial_state=True)  # another's precision stays in it
+    yield Accelerator(cpu=True, mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_without_bfloat16_its_products_take_the_way_of_float32(
+    encoders, accelerator_in_bfloat16, monkeypatch
+):
+    base = load_base(str(encoders["bert"]), encoder_dropout=0.0)
+    model = attach(base, get_method("lora"), defaults("lora"), max_seq_length=64)
+    split = toy_split(8)
+    windows = build_windows(split, base.tokenizer, 64, 16)
+
+    def step(capability):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        model.train().zero_grad()
+        with Seen() as seen:
+            loss = loop.gradients(accelerator_in_bfloat16, model, windows, np.arange(8), 8)
+            trained = torch.cat([p.grad.flatten() for p in model.trainable().values()])
+            loop.predict(accelerator_in_bfloat16, model, windows, split.examples, small_settings())
+        return loss, trained, seen.products
+
+    theirs, ours = step("AVX512"), step("AVX2")
+    assert {"mm", "addmm", "addmm_"} <= set(theirs[2]) and not ours[2]
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-3, atol=0)
+    assert (ours[1] - theirs[1]).norm() / theirs[1].norm() < 0.02
+    for device, precision in (("cpu", "no"), ("cuda", "bf16")):
+        other = SimpleNamespace(device=torch.device(device), mixed_precision=precision)
+        assert isinstance(kernels.products(other), nullcontext)
+
+
+def test_products_by_way_of_float32_are_rounded_once():
+    draw = torch.Generator().manual_seed(0)
+    x, y, z = (torch.randn(n, 64, generator=draw).bfloat16() for n in (7, 64, 7))
+    with kernels.Float32Products():
+        found = x @ y, torch.addmm(z, x, y), z.clone().addmm_(x, y), torch.bmm(x[None], y[None])[0]
+    exact = x.double() @ y.double()
+    for result, expected in zip(found, (exact, exact + z, exact + z, exact), strict=True):
+        assert result.dtype == torch.bfloat16
+        # the distance between two neighbours is at most 2 ** -7 of them; rounding goes half of it
+        assert ((result - expected).abs() <= 2**-8 * expected.abs() + 1e-5).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
