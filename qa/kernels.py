@@ -24,7 +24,9 @@ CACHED_PROBABILITIES = 2**20
 ATTENTION = "spantune"  # the name transformers knows it by
 
 
-PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.aten.bmm}
+_aten = torch.ops.aten
+PRODUCTS = {_aten.mm, _aten.addmm, _aten.addmm_, _aten.bmm}
+PRODUCTS |= {_aten.linear, _aten.matmul}  # not taken apart into those in inference mode
 
 
 class Float32Products(TorchDispatchMode):
@@ -39,7 +41,7 @@ class Float32Products(TorchDispatchMode):
             return func(*args, **kwargs or {})
         wide = (x.float() if isinstance(x, Tensor) else x for x in args)
         result = func(*wide, **kwargs or {}).to(torch.bfloat16)
-        return args[0].copy_(result) if func.overloadpacket is torch.ops.aten.addmm_ else result
+        return args[0].copy_(result) if func.overloadpacket is _aten.addmm_ else result
 
 
 def products(accelerator: Any) -> AbstractContextManager:

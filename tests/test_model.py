@@ -117,6 +117,9 @@ def test_in_bfloat16_kernels_are_about_as_near_to_float32_as_the_libraries_own(e
         assert 0 < distance[0] < 2 * distance[1] < 0.06, distance
 
 
+PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "linear", "matmul")
+
+
 class Seen(TorchDispatchMode):
     """Notes which products of bfloat16 matrices PyTorch computes."""
 
@@ -126,7 +129,7 @@ class Seen(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        if "mm" in name and args[-1].dtype == torch.bfloat16:
+        if name in PRODUCTS and args[0].dtype == torch.bfloat16:
             self.products.append(name)
         return func(*args, **kwargs or {})
 
