@@ -22,8 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # (4 MiB). Beyond that PyTorch's kernel, which never stores them, is faster.
 CACHED_PROBABILITIES = 2**20
 ATTENTION = "spantune"  # the name transformers knows it by
-
-
 _aten = torch.ops.aten
 PRODUCTS = {_aten.mm, _aten.addmm, _aten.addmm_, _aten.bmm}
 PRODUCTS |= {_aten.linear, _aten.matmul}  # not taken apart into those in inference mode
