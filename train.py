@@ -75,9 +75,11 @@ def start(settings: study.Settings) -> tuple[Any, int]:
     if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("mixed_precision: fp16 needs a GPU; use no or bf16 on a CPU")
     if accelerator.device.type == "cuda":
-        # The same command gives the same bits; operations that cannot are left as they are.
+        # The same command gives the same bits. (Only warned, attention would not.)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a kernel an allocation
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape of a batch
     return accelerator, num_threads
 
 

@@ -188,7 +188,9 @@ def _mask(**kwargs) -> Tensor | None:
     padding = kwargs["attention_mask"]
     if padding is None or kwargs["mask_function"] is not bidirectional_mask_function:
         return sdpa_mask(**kwargs)
-    return None if padding.all() else padding[:, None, None].bool()
+    if padding.device.type == "cpu" and padding.all():  # a GPU would have to be waited for
+        return None
+    return padding[:, None, None].bool()
 
 
 def install(network: nn.Module, qa_model: nn.Module) -> None:

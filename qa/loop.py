@@ -57,7 +57,10 @@ class Progress:
 
 
 def to_device(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if device.type == "cuda":  # from pinned memory copies need not be waited for
+        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
 
 def span_losses(start_logits: Tensor, end_logits: Tensor, start: Tensor, end: Tensor) -> Tensor:
@@ -210,6 +213,10 @@ def fit(
                 loss = gradients(accelerator, wrapped, windows, rows, size)
                 break
             except RuntimeError as error:
+                if "use_deterministic_algorithms" in str(error):  # this model cannot have it
+                    torch.use_deterministic_algorithms(True, warn_only=True)
+                    optimizer.zero_grad()
+                    continue
                 if accelerator.num_processes > 1 or not should_reduce_batch_size(error):
                     raise
                 if size == 1:

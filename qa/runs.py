@@ -89,11 +89,16 @@ def write_json(path: Path, content: Any) -> None:
 
 def environment(device: str, num_threads: int, num_processes: int) -> dict[str, Any]:
     """Versions and machine kind, to be saved beside every figure."""
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    if device == "cuda":
+        import torch
+
+        machine += f", {torch.cuda.get_device_name()}"
     return {
         "spantune": __version__,
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine,
         "device": device,
         "num_threads": num_threads,
         "num_processes": num_processes,

@@ -253,6 +253,28 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(acce
         run_fit(accelerator, task, settings)
 
 
+def test_an_operation_without_a_deterministic_way_is_let_through(accelerator, encoder):
+    """As train.py asks for on a GPU: same bits, but where a model cannot, it trains all the same."""
+    settings = small_settings(learning_rate=1e-2)
+    _, expected = run_fit(accelerator, make_task(encoder), settings)
+    task = make_task(encoder)
+
+    def put(module, inputs):
+        if module.training:
+            torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
+
+    task[0].register_forward_pre_hook(put)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError, match="deterministic"):
+            put(task[0].train(), None)
+        with pytest.warns(UserWarning, match="put_"):
+            progress, found = run_fit(accelerator, task, settings)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert progress.step == 10 and all(torch.equal(found[n], expected[n]) for n in expected)
+
+
 def test_micro_batches_are_merged_where_memory_allows(encoder):
     windows = copy.copy(make_task(encoder)[2])
     settings = small_settings()
