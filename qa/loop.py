@@ -58,9 +58,10 @@ class Progress:
 
 def to_device(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    if device.type == "cuda":  # from pinned memory copies need not be waited for
+    pinned = device.type == "cuda"  # copies from there need not be waited for
+    if pinned:
         tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+    return {name: tensor.to(device, non_blocking=pinned) for name, tensor in tensors.items()}
 
 
 def span_losses(start_logits: Tensor, end_logits: Tensor, start: Tensor, end: Tensor) -> Tensor:
