@@ -41,11 +41,11 @@ PACKAGES = (
 RESULT_KEYS = ("method", "seed", "eval_exact_match", "eval_f1", "data", "fingerprints")
 RESULT_KEYS += ("trainable_params", "train_seconds", "best_epoch", "adapter_bytes", "head_trained")
 # Left open by a command line, these are filled in when a run starts, and saved with it.
-SETTLED_AT_START = ("model_revision", "dataset_revision", "num_threads")
+SETTLED_AT_START = ("model_revision", "dataset_revision")
 # What the test split is made from.
 TEST_FIELDS = (*DATA_FIELDS, "dataset_revision", "max_test_samples", "data_seed", "on_bad_example")
 # In which the seeds of one row may differ; data are known by their fingerprints.
-NOT_COMPARED = ("seed", "per_device_eval_batch_size", *SETTLED_AT_START, *TEST_FIELDS)
+NOT_COMPARED = ("seed", *SETTLED_AT_START, *TEST_FIELDS)
 CARD = """\
 ---
 base_model: {base}
@@ -159,8 +159,7 @@ def _other_settings(run_dir: Path, settings: Settings, num_processes: int) -> li
     for name, now in json.loads(json.dumps(asdict(settings))).items():
         there = values.get(name)
         settled = now is None and name in SETTLED_AT_START
-        matters = FIELDS[name].metadata["affects_result"] and name != "per_device_eval_batch_size"
-        if matters and there != now and not settled:
+        if FIELDS[name].metadata["affects_result"] and there != now and not settled:
             differences.append(f"{name}: there {there}, now {now}")
     if processes != num_processes:  # of which the effective batch is a multiple
         differences.append(f"processes: there {processes}, now {num_processes}")

@@ -56,8 +56,7 @@ OF_A_TRIAL = [
 
 # Settings in which the workers of one search may differ. Data and encoder are known by their
 # fingerprints, wherever a machine keeps them; the rest does not touch what is searched for.
-NOT_ASKED = (*DATA_FIELDS, "model_name_or_path", "max_test_samples", "n_best_size", "num_threads",
-             "per_device_eval_batch_size", "seed")  # fmt: skip
+NOT_ASKED = (*DATA_FIELDS, "model_name_or_path", "max_test_samples", "n_best_size", "seed")
 
 
 @dataclass(frozen=True)

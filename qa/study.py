@@ -28,7 +28,10 @@ DATA_SOURCES = ("dataset_name", "train_file")
 
 
 def setting(default: Any, help: str, *, affects_result: bool = True, **limits: Any) -> Any:
-    """A field of Settings. limits: at_least, above, at_most, choices (see `check_value`)."""
+    """A field of Settings. limits: at_least, above, at_most, choices (see `check_value`).
+
+    affects_result: whether results may differ by more than rounding.
+    """
     metadata = {"help": help, "affects_result": affects_result, **limits}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -84,7 +87,9 @@ class Settings:
     merge_accumulation: bool = setting(
         True, "run an update's micro-batches as one forward where memory allows"
     )
-    per_device_eval_batch_size: int = setting(32, "windows a forward in evaluation", at_least=1)
+    per_device_eval_batch_size: int = setting(
+        32, "windows a forward in evaluation", affects_result=False, at_least=1
+    )
     weight_decay: float = setting(0.01, "AdamW's; none on prompts, biases, norms", at_least=0)
     warmup_ratio: float = setting(
         0.06, "share of the updates with rising rate", at_least=0, at_most=1
@@ -107,7 +112,10 @@ class Settings:
         (42,), "the seeds a whole comparison runs", affects_result=False
     )
     num_threads: int | None = setting(
-        None, "CPU threads a process (default: cores ÷ processes of this machine)", at_least=1
+        None,
+        "CPU threads a process (default: cores ÷ processes of this machine)",
+        affects_result=False,
+        at_least=1,
     )
 
     bertscore_model: str = setting(

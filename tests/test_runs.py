@@ -141,7 +141,7 @@ def test_a_finished_run_is_kept_and_another_is_refused(finished, encoder, toy_fi
     before = (settings.run_dir() / "eval_results.json").stat().st_mtime_ns
     assert train_one(flags)[1] == results
     threads = flags.index("--num_threads")
-    assert train_one(flags[:threads] + flags[threads + 2 :])[1] == results, "settled by the run"
+    assert train_one(flags[:threads] + flags[threads + 2 :])[1] == results, "the machine's threads"
     with pytest.raises(UserError, match=r"other settings \(learning_rate: there 0.01, now 0.5\)"):
         train_one([*flags, "--learning_rate", "0.5"])
     assert (settings.run_dir() / "eval_results.json").stat().st_mtime_ns == before

@@ -97,6 +97,8 @@ def test_a_search_finds_trains_and_replays_the_best(command):
     command("--n_trials", 4, *flags[2:])
     assert results(command.output)["lora-tuned", 5]["search"]["n_trials"] == 4
     assert sum(states(command.output).values()) == 4
+    again = command("--n_trials", 4, *flags[2:], "--num_threads", 2)
+    assert again.count("is finished already") == 2, "though its threads are others"
 
 
 def test_seeds_of_an_earlier_search_are_named_before_the_training(command):
