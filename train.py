@@ -238,8 +238,8 @@ def _train(
     results, problem, scorer = None, None, None
     if accelerator.is_main_process:
         try:
-            # with other settings, a search's best is an earlier search's
-            results = runs.open_run(settings, num_processes, replace_other=bool(search))
+            searched = search["best_params"] if search else ()
+            results = runs.open_run(settings, num_processes, searched)
             if results is None:  # before the training: a model that cannot be had ends it here
                 scorer = bertscore.scorer_of(settings)
         except UserError as error:

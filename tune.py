@@ -70,7 +70,8 @@ def parse(argv: list[str]) -> Plan:
     option("workers", "N", "processes of one thread each that share the work [1]", default="1")
     help = "settings of the trials alone, such as max_train_samples=10000 num_train_epochs=2"
     parser.add_argument("--trial", nargs="+", metavar="NAME=VALUE", default=[], help=help)
-    parser.add_argument("--fresh", action="store_true", help="delete the search that is there")
+    help = "delete the search that is there, and the runs of its best"
+    parser.add_argument("--fresh", action="store_true", help=help)
     left_out = ("method", "seed", "run_name", "resume")
     study.add_settings(parser, [name for name in study.FIELDS if name not in left_out])
     arguments = parser.parse_args(argv)
@@ -92,7 +93,10 @@ def parse(argv: list[str]) -> Plan:
         trial, trial_origins = study.resolve(layer)
         trial = replace(trial, seed=settings.seed)
         space = search.space_of(get_method(method), changes.get(method, {}), trial_origins)
-        tasks.append(Task(settings, origins, trial, space if budget.n_trials else {}))
+        space = space if budget.n_trials else {}
+        if space and arguments.fresh:
+            settings = replace(settings, overwrite=True)
+        tasks.append(Task(settings, origins, trial, space))
     limits = {"at_least": 1, "at_most": 512}
     workers = study.check_value("workers", arguments.workers, int, limits, "flag")
     if workers > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:

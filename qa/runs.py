@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -148,22 +148,28 @@ def read_results(run_dir: Path) -> dict[str, Any] | None:
     return results
 
 
-def _other_settings(run_dir: Path, settings: Settings, num_processes: int) -> list[str]:
-    """'name: there X, now Y' for settings in which the run on disk differs."""
+def _other_settings(run_dir: Path, settings: Settings, num_processes: int) -> dict[str, str]:
+    """{name: 'name: there X, now Y'} of settings in which the run on disk differs."""
     try:
         saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
         values, processes = saved["settings"], saved.get("num_processes", num_processes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ["config.json: unreadable there"]
-    differences = []
-    for name, now in json.loads(json.dumps(asdict(settings))).items():
-        there = values.get(name)
-        settled = now is None and name in SETTLED_AT_START
-        if FIELDS[name].metadata["affects_result"] and there != now and not settled:
-            differences.append(f"{name}: there {there}, now {now}")
-    if processes != num_processes:  # of which the effective batch is a multiple
-        differences.append(f"processes: there {processes}, now {num_processes}")
-    return differences
+        return {"config.json": "config.json: unreadable there"}
+    given = json.loads(json.dumps(asdict(settings)))
+    pairs = {
+        name: (values.get(name), now)
+        for name, now in given.items()
+        if FIELDS[name].metadata["affects_result"] and name != "hyperparameters"
+        if now is not None or name not in SETTLED_AT_START
+    }
+    given, there = given["hyperparameters"], values.get("hyperparameters", {})
+    pairs |= {name: (there.get(name), given.get(name)) for name in given | there}
+    pairs["processes"] = processes, num_processes  # of which the effective batch is a multiple
+    return {
+        name: f"{name}: there {before}, now {now}"
+        for name, (before, now) in pairs.items()
+        if before != now
+    }
 
 
 def check_other_seeds(settings: Settings, num_processes: int) -> None:
@@ -175,7 +181,7 @@ def check_other_seeds(settings: Settings, num_processes: int) -> None:
         seed = int(path.parent.name.removeprefix("seed-"))
         if seed not in settings.seeds:
             same = replace(settings, seed=seed)
-            for difference in _other_settings(path.parent, same, num_processes):
+            for difference in _other_settings(path.parent, same, num_processes).values():
                 raise UserError(
                     f"{path.parent}: has other settings ({difference}); name its seed in --seeds, "
                     "too, or delete it"
@@ -222,25 +228,25 @@ def claim(run_dir: Path, accelerator: Any, on_wait: Callable[[], None]) -> Itera
 
 
 def open_run(
-    settings: Settings, num_processes: int, replace_other: bool = False
+    settings: Settings, num_processes: int, searched: Collection[str] = ()
 ) -> dict[str, Any] | None:
     """Make ready the run's folder; the results, where that run is finished already.
 
-    replace_other: delete a run with other settings. Raises UserError where one is there, and
-    neither this nor --overwrite is given.
+    searched: settings that a search found; a run with others in these alone is of an earlier best,
+    and deleted. Raises UserError where one with others is there, and --overwrite is not given.
     """
-    run_dir, different = settings.run_dir(), []
+    run_dir, different = settings.run_dir(), {}
     if (run_dir / "config.json").exists():
         different = _other_settings(run_dir, settings, num_processes)
-    if settings.overwrite or (different and replace_other):
+    if settings.overwrite or (different and different.keys() <= set(searched)):
         shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.mkdir(exist_ok=True)
     if not (run_dir / "config.json").exists():
         return None
     if different:
         raise UserError(
-            f"{run_dir}: holds a run with other settings ({different[0]}); "
-            "give --run_name for another folder, or --overwrite"
+            f"{run_dir}: holds a run with other settings ({next(iter(different.values()))}); "
+            "give --run_name or --output_dir for another folder, or --overwrite"
         )
     results = read_results(run_dir)
     started = any((run_dir / "checkpoint").glob("step-*"))

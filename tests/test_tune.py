@@ -123,6 +123,16 @@ def test_another_search_is_refused_and_can_be_deleted(command):
     assert "another num_train_epochs (there 2, now 1); --fresh deletes it" in line
     command(*flags, "--num_train_epochs", 1, "--fresh")
     assert states(command.output) == {"COMPLETE": 1}
+    # the same search, but final runs of more epochs: those that are there are not given up for it
+    trial = ("--trial", "num_train_epochs=1")
+    line = command(*flags, *trial, status=2)
+    assert (
+        "head-tuned/seed-42: holds a run with other settings (num_train_epochs: there 1, now 2)"
+        in line
+    )
+    command(*flags, *trial, "--overwrite")
+    config = (command.output / "head-tuned/seed-42/config.json").read_text()
+    assert json.loads(config)["settings"]["num_train_epochs"] == 2
 
 
 @pytest.mark.parametrize(
