@@ -23,7 +23,7 @@ def parse(argv: list[str]) -> tuple[study.Settings, dict[str, str]]:
     parser = study.Parser(prog="train.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="replay a run from its config.json")
     parser.add_argument(LIST, action="store_true", help="show all methods, and train none")
-    study.add_settings(parser)
+    study.add_settings(parser, [name for name in study.FIELDS if name != "seeds"])
     arguments = parser.parse_args(argv)
     return study.resolve(study.flags_layer(arguments), arguments.config)
 
@@ -36,6 +36,11 @@ class Prepared:
     splits: dict[str, Any]  # squad.Split by name
     windows: dict[str, Any]  # windows.Windows by name
     dataset_revision: str | None
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of the encoder, as long as no method has added to it, and of the splits."""
+        of_splits = {name: split.fingerprint for name, split in self.splits.items()}
+        return {"model": self.base.fingerprint, **of_splits}
 
 
 def start(settings: study.Settings) -> tuple[Any, int]:
@@ -268,8 +273,7 @@ def _train(
         model_revision=prepared.base.revision or settings.model_revision,
         dataset_revision=prepared.dataset_revision or settings.dataset_revision,
     )
-    fingerprints = {"model": prepared.base.fingerprint}  # before the method adds to it
-    fingerprints |= {name: split.fingerprint for name, split in prepared.splits.items()}
+    fingerprints = prepared.fingerprints()
     runs.check_fingerprints(run_dir, fingerprints)
     model = make_model(settings, prepared.base, accelerator.device)
     method = model.method

@@ -97,6 +97,13 @@ def parse(argv: list[str]) -> Plan:
         if space and arguments.fresh:
             settings = replace(settings, overwrite=True)
         tasks.append(Task(settings, origins, trial, space))
+        for shared in ("mixed_precision", "report_to"):  # there is one Accelerator for all
+            values = [getattr(task.settings, shared) for task in (tasks[0], tasks[-1])]
+            if values[0] != values[1]:
+                raise UserError(
+                    f"{shared}: {values[0]} of {tasks[0].settings.method} and {values[1]} of "
+                    f"{settings.method} do not go together; give --{shared}, or --method for each apart"
+                )
     limits = {"at_least": 1, "at_most": 512}
     workers = study.check_value("workers", arguments.workers, int, limits, "flag")
     if workers > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -140,8 +147,7 @@ class Worker:
                         self.trial(task, prepared, parameters, lambda step, value: False, stop)
             return
 
-        fingerprints = {"model": prepared.base.fingerprint}
-        fingerprints |= {name: split.fingerprint for name, split in prepared.splits.items()}
+        fingerprints = prepared.fingerprints()
         if self.accelerator.num_processes > 1:  # of which the effective batch is a multiple
             fingerprints["number of processes"] = self.accelerator.num_processes
         storage, budget = search.open_storage(self.plan.storage), self.plan.budget

@@ -126,13 +126,14 @@ class SearchDisplay:
 
     def status(self, rows: Sequence[Mapping[str, Any]]) -> str:
         """'5 of 8 trials, best 53.8 (trial 2), about 40 s left'"""
-        times = [row["seconds"] for row in rows if row["counts"]]
-        text = f"{len(times)} of {self.budget.n_trials} trials"
+        counted = [row["seconds"] for row in rows if row["counts"]]
+        times = [s for s in counted if s is not None]  # one about to fail has not ended yet
+        text = f"{len(counted)} of {self.budget.n_trials} trials"
         best = self.best(rows)
         if best:
             text += f", best {best['value']:.4g} (trial {best['number']})"
         at_once = max(1, sum(row["state"] == "running" for row in rows))
-        left = self.budget.n_trials - len(times)
+        left = self.budget.n_trials - len(counted)
         if times and left > 0:
             text += f", about {left * mean(times) / at_once:.0f} s left"
         return text

@@ -214,8 +214,7 @@ def fit(
                 loss = gradients(accelerator, wrapped, windows, rows, size)
                 break
             except RuntimeError as error:
-                if "use_deterministic_algorithms" in str(error):  # this model cannot have it
-                    torch.use_deterministic_algorithms(True, warn_only=True)
+                if _warns_from_now_on(error):
                     optimizer.zero_grad()
                     continue
                 if accelerator.num_processes > 1 or not should_reduce_batch_size(error):
@@ -234,7 +233,16 @@ def fit(
         if not math.isfinite(loss_sum):
             raise NonFiniteLoss(f"loss {loss_sum} at update {progress.step + 1}, epoch {epoch + 1}")
         accelerator.clip_grad_norm_(trainable.values(), settings.max_grad_norm)
-        optimizer.step()
+        try:
+            optimizer.step()
+        except RuntimeError as error:  # the first step makes room for its moments
+            if accelerator.num_processes > 1 or not should_reduce_batch_size(error):
+                raise
+            number = sum(parameter.numel() for parameter in trainable.values())
+            raise UserError(
+                f"method: no memory for AdamW's state of {number:,} trained parameters; choose one "
+                "that trains fewer, or a smaller encoder"
+            ) from None
         progress.step += 1
         if model.allocator:
             model.allocator.after_update(progress.step, total_steps)
@@ -274,6 +282,14 @@ def fit(
     if model.allocator:
         model.allocator.forget_pattern()
     return progress
+
+
+def _warns_from_now_on(error: RuntimeError) -> bool:
+    """Whether it was of an operation that has no deterministic kind, which is now allowed."""
+    found = "use_deterministic_algorithms" in str(error)
+    if found:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return found
 
 
 def _seed(accelerator: Accelerator, seed: int, step: int) -> None:
@@ -377,16 +393,20 @@ def predict(
             },
             accelerator.device,
         )
-        try:
-            with kernels.products(accelerator), accelerator.autocast():
-                start, end = model(**to_device(windows.batch(rows), accelerator.device))
-        except RuntimeError as error:
-            if accelerator.num_processes > 1 or not should_reduce_batch_size(error):
-                raise
-            raise UserError(
-                f"per_device_eval_batch_size: no memory for {len(rows)} windows of "
-                f"{windows.lengths[rows].max()} tokens in a forward; lower it"
-            ) from None
+        while True:
+            try:
+                with kernels.products(accelerator), accelerator.autocast():
+                    start, end = model(**to_device(windows.batch(rows), accelerator.device))
+                break
+            except RuntimeError as error:
+                if _warns_from_now_on(error):
+                    continue
+                if accelerator.num_processes > 1 or not should_reduce_batch_size(error):
+                    raise
+                raise UserError(
+                    f"per_device_eval_batch_size: no memory for {len(rows)} windows of "
+                    f"{windows.lengths[rows].max()} tokens in a forward; lower it"
+                ) from None
         loss += span_losses(start, end, labels["start"], labels["end"]).sum().item()
         found = spans.window_spans(
             start, end, labels["first"], labels["count"], settings.max_answer_length, n_best

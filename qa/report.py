@@ -67,16 +67,14 @@ def print_header(console: Console, title: str, facts: Mapping[str, str]) -> None
 def describe_settings(settings: Settings, origins: Mapping[str, str]) -> dict[str, str]:
     """The settings that shape a result, grouped by where they came from."""
     groups: dict[str, list[str]] = {}
-    values = {name: getattr(settings, name) for name, f in FIELDS.items() if _shapes_result(f)}
+    apart = ("study", "method", "hyperparameters")
+    values = {name: getattr(settings, name) for name, f in FIELDS.items()
+              if f.metadata["affects_result"] and name not in apart}  # fmt: skip
     for name, value in {**values, **settings.hyperparameters}.items():
         if value is not None:
             origin = origins[name].removeprefix(f"studies/{settings.study}/")
             groups.setdefault(origin, []).append(f"{name} {value}")
     return {f"from {origin}": ", ".join(items) for origin, items in groups.items()}
-
-
-def _shapes_result(f: Any) -> bool:
-    return f.metadata["affects_result"] and f.name not in ("study", "method", "hyperparameters")
 
 
 def print_replay(console: Console, settings: Settings) -> None:

@@ -172,18 +172,24 @@ def _other_settings(run_dir: Path, settings: Settings, num_processes: int) -> di
     }
 
 
+def _finished(folder: Path) -> list[Path]:
+    """The finished runs of one name; a folder called otherwise (seed-42-old) is none."""
+    found = sorted(path.parent for path in folder.glob("seed-*/eval_results.json"))
+    return [run_dir for run_dir in found if re.fullmatch(r"seed-\d+", run_dir.name)]
+
+
 def check_other_seeds(settings: Settings, num_processes: int) -> None:
     """Raise UserError where the run's name has finished seeds, not in settings.seeds, of other settings.
 
     They would not compare with those that are about to be trained (see `check_seeds`).
     """
-    for path in sorted(settings.run_dir().parent.glob("seed-*/eval_results.json")):
-        seed = int(path.parent.name.removeprefix("seed-"))
+    for run_dir in _finished(settings.run_dir().parent):
+        seed = int(run_dir.name.removeprefix("seed-"))
         if seed not in settings.seeds:
             same = replace(settings, seed=seed)
-            for difference in _other_settings(path.parent, same, num_processes).values():
+            for difference in _other_settings(run_dir, same, num_processes).values():
                 raise UserError(
-                    f"{path.parent}: has other settings ({difference}); name its seed in --seeds, "
+                    f"{run_dir}: has other settings ({difference}); name its seed in --seeds, "
                     "too, or delete it"
                 )
 
@@ -412,9 +418,7 @@ def write_outcome(
         "run_name": settings.run_name or method.name,
         "seed": settings.seed,
         "summary": method.summary,
-        "run_dir": run_dir.name
-        if settings.output_dir
-        else f"studies/{settings.study}/runs/"
+        "run_dir": f"{settings.output_dir or f'studies/{settings.study}/runs'}/"
         f"{settings.run_name or method.name}/seed-{settings.seed}",
     }
     loader = "qa.model.load_base({!r}).model"  # the only one to know short names
@@ -491,11 +495,16 @@ def find_runs(folder: Path) -> list[dict[str, Any]]:
     Raises UserError for a damaged file.
     """
     found = []
-    for path in sorted(folder.glob("*/seed-*/eval_results.json")):
-        run_dir = path.parent
+    for run_dir in (one for name in folder.glob("*") for one in _finished(name)):
+        results = read_results(run_dir)
+        if run_dir.name != f"seed-{results['seed']}":
+            raise UserError(
+                f"{run_dir}: holds a run of seed {results['seed']}, and would count as another; "
+                "move or rename it"
+            )
         found.append(
             {
-                **read_results(run_dir),
+                **results,
                 "run_name": run_dir.parent.name,
                 "run_dir": str(run_dir.relative_to(folder)),
                 "settings": read_json(run_dir / "config.json").get("settings", {}),

@@ -34,7 +34,7 @@ from qa.study import (
 )
 
 HEARTBEAT, GRACE = 3, 12  # seconds between signs of life; silence after which a trial is taken over
-AGAIN = "the same command goes on from here"
+AGAIN = "the same command, without --fresh or --overwrite, goes on from here"
 # Settings that a space may vary beside a method's hyperparameters: nothing that data, encoder and
 # windows depend on, since these are prepared once.
 TUNABLE = (
@@ -56,7 +56,7 @@ OF_A_TRIAL = [
 
 # Settings in which the workers of one search may differ. Data and encoder are known by their
 # fingerprints, wherever a machine keeps them; the rest does not touch what is searched for.
-NOT_ASKED = (*DATA_FIELDS, "model_name_or_path", "max_test_samples", "n_best_size", "seed")
+NOT_ASKED = (*DATA_FIELDS, "model_name_or_path", "max_test_samples", "n_best_size")
 
 
 @dataclass(frozen=True)
@@ -238,8 +238,9 @@ def open_study(
         key: value for key, value in settings.hyperparameters.items() if key not in space
     }
     asked = json.loads(
-        json.dumps({"metric": budget.metric, "seed": settings.seed, **fixed, **fingerprints}
-                   | {f"space of {key}": _json(value) for key, value in space.items()})
+        json.dumps({"metric": budget.metric, **fixed, **fingerprints}
+                   | {f"space of {key}": values if isinstance(values, tuple) else asdict(values)
+                      for key, values in space.items()})
     )  # fmt: skip
     direction = "maximize" if budget.metric == "eval_f1" else "minimize"
     try:
@@ -273,10 +274,6 @@ def delete_study(storage: Any, settings: Settings) -> None:
 
     if study_name(settings) in optuna.study.get_all_study_names(storage):
         optuna.delete_study(study_name=study_name(settings), storage=storage)
-
-
-def _json(values: Range | tuple) -> Any:
-    return list(values) if isinstance(values, tuple) else asdict(values)
 
 
 def defaults(settings: Settings, space: Space) -> dict[str, Any]:

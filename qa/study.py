@@ -30,7 +30,7 @@ DATA_SOURCES = ("dataset_name", "train_file")
 def setting(default: Any, help: str, *, affects_result: bool = True, **limits: Any) -> Any:
     """A field of Settings. limits: at_least, above, at_most, choices (see `check_value`).
 
-    affects_result: whether results may differ by more than rounding.
+    affects_result: whether training and answers may differ by more than rounding.
     """
     metadata = {"help": help, "affects_result": affects_result, **limits}
     if isinstance(default, dict):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from qa import Interrupted, checkpoint, loop, metrics
+from qa import Interrupted, UserError, checkpoint, loop, metrics
 from qa.methods import get_method
 from qa.model import attach, load_base
 from qa.windows import build_windows
@@ -253,25 +253,38 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(acce
         run_fit(accelerator, task, settings)
 
 
+def test_no_memory_for_the_optimizers_state_is_one_line(accelerator, encoder, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(UserError, match=r"AdamW's state of \d[\d,]* trained parameters"):
+        run_fit(accelerator, make_task(encoder), small_settings())
+
+
 def test_an_operation_without_a_deterministic_way_is_let_through(accelerator, encoder):
     """As train.py asks for on a GPU: same bits, but where a model cannot, it trains all the same."""
     settings = small_settings(learning_rate=1e-2)
     _, expected = run_fit(accelerator, make_task(encoder), settings)
-    task = make_task(encoder)
+    model, split, windows = task = make_task(encoder)
+    answers = loop.predict(accelerator, model, windows, split.examples, settings)
 
     def put(module, inputs):
-        if module.training:
-            torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
+        torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
 
-    task[0].register_forward_pre_hook(put)
-    torch.use_deterministic_algorithms(True)
+    model.register_forward_pre_hook(put)
     try:
+        torch.use_deterministic_algorithms(True)
         with pytest.raises(RuntimeError, match="deterministic"):
-            put(task[0].train(), None)
+            put(model, None)
+        with pytest.warns(UserWarning, match="put_"):
+            again = loop.predict(accelerator, model, windows, split.examples, settings)
+        torch.use_deterministic_algorithms(True)
         with pytest.warns(UserWarning, match="put_"):
             progress, found = run_fit(accelerator, task, settings)
     finally:
         torch.use_deterministic_algorithms(False)
+    assert again == answers
     assert progress.step == 10 and all(torch.equal(found[n], expected[n]) for n in expected)
 
 

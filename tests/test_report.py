@@ -112,6 +112,17 @@ def test_runs_that_differ_in_more_than_their_seed_are_no_row(evaluate, name, val
     assert f"head/seed-2: has another {name} than head/seed-1" in line and line.count("\n") == 1
 
 
+def test_folders_that_are_no_seeds(evaluate):
+    """One kept under another name is left alone; one under another seed's would count twice."""
+    evaluate()
+    rows = json.loads((evaluate.output / "results.json").read_text())["rows"]
+    shutil.copytree(evaluate.output / "head/seed-2", evaluate.output / "head/seed-2-old")
+    evaluate()
+    assert json.loads((evaluate.output / "results.json").read_text())["rows"] == rows
+    (evaluate.output / "head/seed-2-old").rename(evaluate.output / "head/seed-3")
+    assert "head/seed-3: holds a run of seed 2" in evaluate(status=2)
+
+
 def test_damaged_runs_and_bad_settings_are_one_line(evaluate):
     path = evaluate.output / "head/seed-1/history.jsonl"
     kept = path.read_text()

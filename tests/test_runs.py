@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,13 +96,14 @@ def test_training_moved_the_weights_that_were_saved(finished):
         assert not any(torch.equal(p, start[n.rsplit(".", 1)[1]]) for n, p in head.items())
 
 
-def test_lora_loads_in_plain_peft_as_its_card_says(finished, monkeypatch):
+def test_lora_loads_in_plain_peft_as_its_card_says(finished):
     from peft import PeftModel
     from transformers import AutoModelForQuestionAnswering
 
     folder = finished["lora"][0].run_dir()
     line = re.search(r"In plain PEFT: `(.*?)`\.", (folder / "README.md").read_text())[1]
-    monkeypatch.chdir(folder.parent)  # the card names the folder alone
+    (config,) = re.findall(r"--config (\S+)", (folder / "README.md").read_text())
+    assert json.loads(Path(config).read_text())["settings"]["method"] == "lora"
     known = {"PeftModel": PeftModel, "AutoModelForQuestionAnswering": AutoModelForQuestionAnswering}
     plain = eval(line, known)
     ours = runs.load_run(folder)[0]

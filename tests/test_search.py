@@ -10,8 +10,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from qa import UserError, search
+from qa import UserError, displays, search
 from qa.methods import METHODS, Range, get_method
+from qa.report import make_console
 from qa.study import FIELDS, check_field, check_hyperparameter
 from tests.conftest import small_settings
 
@@ -178,6 +179,25 @@ def test_a_trial_that_diverges_fails_with_its_reason_and_the_search_goes_on(stor
     search.run(open_study(storage, settings, always), always, budget, 42, work)
     with pytest.raises(UserError, match=r"no trial of lora came to its end \(diverged"):
         search.outcome(storage, settings, budget)
+
+
+def test_a_trial_about_to_fail_is_shown(storage):
+    """Its reason is written a moment before its end is."""
+    budget, shown = search.Budget(n_trials=3), []
+
+    def work(parameters, report):
+        display.update()
+        shown.append(display.status(rows()))
+        return value(parameters)
+
+    def rows():
+        found = search.describe(storage, LORA)
+        return [{**row, "counts": True} if row["seconds"] is None else row for row in found]
+
+    display = displays.SearchDisplay(make_console(quiet=True), "lora", budget, rows)
+    search.run(open_study(storage), SPACE, budget, 42, work)
+    assert shown[0] == "1 of 3 trials"
+    assert shown[1].startswith("2 of 3 trials, best 8.1 (trial 0), ")
 
 
 def test_a_trial_that_crashes_is_run_again_but_not_for_ever(storage):

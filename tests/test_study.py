@@ -121,7 +121,7 @@ def test_precision_chosen_at_launch_is_kept(monkeypatch):
 
 def test_help_names_every_setting_and_loads_nothing_heavy():
     heavy = ("torch", "transformers", "peft", "optuna", "numpy")
-    for program, left_out in (("train", ()), ("tune", ("seed", "run_name", "resume"))):
+    for program, left_out in (("train", ("seeds",)), ("tune", ("seed", "run_name", "resume"))):
         code = f"import sys, {program}, qa.report\ntry: {program}.parse(['--help'])\n"
         code += "except SystemExit: pass\n"
         code += f"print('HEAVY', [m for m in {heavy} if m in sys.modules])"

@@ -177,6 +177,16 @@ def test_bad_search_blocks(command, tmp_path, monkeypatch, block, message):
     assert message in command("--study", "mine", status=2)
 
 
+def test_methods_that_cannot_share_an_accelerator(command, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/study.yaml").write_text("methods: {lora: {mixed_precision: bf16}, head: }\n")
+    monkeypatch.setattr("qa.study.STUDIES", tmp_path)
+    line = command("--study", "mine", status=2)
+    assert "mixed_precision: bf16 of lora and no of head do not go together" in line
+    command("--study", "mine", "--mixed_precision", "no", "--n_trials", 0)
+    assert len(results(command.output)) == 2
+
+
 def test_a_studys_search_block(command, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/study.yaml").write_text(
@@ -321,7 +331,8 @@ def test_ctrl_c_gives_the_trials_back(longer, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = finish(process, status=130)
-    assert "stopped; the same command goes on from here" in err and "Traceback" not in err
+    assert "stopped; the same command, without --fresh or --overwrite, goes on" in err
+    assert "Traceback" not in err
     assert err.count("once more ends at once") == 1  # the workers leave it to the command
     found = states(tmp_path)
     assert found["RUNNING"] == 0 and found["WAITING"] == found["FAIL"] > 0

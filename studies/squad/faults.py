@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 import train
 from qa import UserError, bertscore, checkpoint, loop, metrics, report, runs, spans
 from qa.model import SpanModel, load_base
-from qa.study import Parser, Settings, add_settings
+from qa.study import FIELDS, Parser, Settings, add_settings
 from studies.squad.data import FOLDER
 
 FILE = Path(__file__).with_suffix(".json")
@@ -82,7 +82,7 @@ def faulty_model(settings: Settings, faults: Collection[str]) -> SpanModel:
 
 def main() -> None:
     parser = Parser(prog="python -m studies.squad.faults", description=__doc__.split("\n")[0])
-    add_settings(parser)
+    add_settings(parser, [name for name in FIELDS if name not in ("method", "seeds")])
     parser.parse_args()
     settings, _ = train.parse([*RECIPE, *sys.argv[1:]])
     command = " ".join(["python -m studies.squad.faults", *sys.argv[1:]])
