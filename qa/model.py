@@ -285,8 +285,12 @@ class SpanModel(nn.Module):
         return any(part in self.architecture.head for part in name.split("."))
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Is the parameter of this name subject to weight decay? Not prompts, biases, norms."""
-        return parameter.ndim > 1 and "prompt_encoder" not in name
+        """Is the parameter of this name subject to weight decay?
+
+        Not prompts, biases and norms, and not the factors of IA3 and BOFT, which start at 1.
+        """
+        kept = ("prompt_encoder", "ia3_l", "boft_s")
+        return parameter.ndim > 1 and not any(part in kept for part in name.split("."))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that train, by name, in a fixed order."""

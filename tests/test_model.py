@@ -275,11 +275,11 @@ def test_a_prefix_begins_as_what_random_words_leave(encoders):
     torch.testing.assert_close(prefix[:, 96:], attention.value(states[1])[0])
 
 
-def test_biases_norms_and_prompts_do_not_decay(encoders):
-    for method in ("full", "lora", "prompt_tuning", "prefix_tuning"):
+def test_biases_norms_prompts_and_factors_do_not_decay(encoders):
+    for method in ("full", "lora", "ia3", "boft", "prompt_tuning", "prefix_tuning"):
         model = attached(encoders["bert"], method)
         for name, p in model.trainable().items():
-            plain = p.ndim == 1 or "prompt" in name
+            plain = p.ndim == 1 or "prompt" in name or bool((p == 1).all())
             assert model.decays(name, p) != plain
 
 
