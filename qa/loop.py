@@ -384,12 +384,11 @@ def predict(
     batches = batches[accelerator.process_index :: accelerator.num_processes]
     parts, loss = [], 0.0
     for done, rows in enumerate(batches, start=1):
-        labels = to_device(
+        given = to_device(
             {
                 "start": windows.start_positions[rows],
                 "end": windows.end_positions[rows],
-                "first": windows.context_start[rows],
-                "count": windows.count[rows],
+                "answerable": windows.answerable(rows),
             },
             accelerator.device,
         )
@@ -407,9 +406,9 @@ def predict(
                     f"per_device_eval_batch_size: no memory for {len(rows)} windows of "
                     f"{windows.lengths[rows].max()} tokens in a forward; lower it"
                 ) from None
-        loss += span_losses(start, end, labels["start"], labels["end"]).sum().item()
+        loss += span_losses(start, end, given["start"], given["end"]).sum().item()
         found = spans.window_spans(
-            start, end, labels["first"], labels["count"], settings.max_answer_length, n_best
+            start, end, given["answerable"], settings.max_answer_length, n_best
         )
         parts.append((rows, *(_wide(tensor, n_best) for tensor in found)))
         on_batch(done, len(batches))

@@ -32,25 +32,20 @@ class Span(NamedTuple):  # there are many: a tuple is made five times as fast as
 def window_spans(
     start_logits: Tensor,
     end_logits: Tensor,
-    context_start: Tensor,
-    context_count: Tensor,
+    answerable: Tensor,
     max_answer_length: int,
     n_best: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best spans of each window.
 
-    start_logits, end_logits: (B, T). context_start, context_count: (B,) the tokens that are
-    context. Returns start and end positions (inclusive) and scores, each (B, N), best first;
-    where a window has fewer than N spans the rest score -inf.
+    start_logits, end_logits: (B, T). answerable: (B, T) bool, where a span may begin and end.
+    Returns start and end positions (inclusive) and scores, each (B, N), best first; where a
+    window has fewer than N spans the rest score -inf.
     """
     tokens = start_logits.shape[1]
     longest = min(max_answer_length, tokens)
-    position = torch.arange(tokens, device=start_logits.device)
-    inside = (position >= context_start[:, None]) & (
-        position < (context_start + context_count)[:, None]
-    )
-    start = start_logits.float().masked_fill(~inside, -torch.inf)
-    end = end_logits.float().masked_fill(~inside, -torch.inf)
+    start = start_logits.float().masked_fill(~answerable, -torch.inf)
+    end = end_logits.float().masked_fill(~answerable, -torch.inf)
     end = torch.nn.functional.pad(end, (0, longest - 1), value=-torch.inf)
     band = start[:, :, None] + end.unfold(1, longest, 1)  # (B, T, D): span (t, t + d)
     scores, flat = band.flatten(1).topk(min(n_best, tokens * longest))

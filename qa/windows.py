@@ -23,7 +23,7 @@ import numpy as np
 from qa import UserError
 from qa.squad import Split
 
-FORMAT = "windows 1"  # part of the fingerprint: raise it when the arrays change
+FORMAT = "windows 2"  # part of the fingerprint: raise it when the arrays change
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class Windows:
     question_ptr: np.ndarray  # (E+1,)
     context_ids: np.ndarray  # int32, flat
     context_chars: np.ndarray  # (tokens, 2): characters of the context each token stands for
+    context_visible: np.ndarray  # (tokens,) whether there is more to see of it than white space
     example: np.ndarray  # (W,) index into the split's examples, ascending
     first: np.ndarray  # (W,) first context token, as an index into context_ids
     count: np.ndarray  # (W,) number of context tokens
@@ -138,6 +139,16 @@ class Windows:
             segments[i, :begin] = self.template.segments[0]
             segments[i, begin : len(tokens)] = self.template.segments[1]
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+
+    def answerable(self, rows: np.ndarray) -> np.ndarray:
+        """(B, T) bool: the tokens of the windows `rows` that an answer may begin or end with.
+
+        Those of the context, but for the white space that some tokenizers make tokens of.
+        """
+        nth = np.arange(self.lengths[rows].max()) - self.context_start[rows][:, None]
+        inside = (nth >= 0) & (nth < self.count[rows][:, None])
+        inside[inside] = self.context_visible[(self.first[rows][:, None] + nth)[inside]]
+        return inside
 
     def characters(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """(…, 2) the context's characters behind token `positions` of the windows `rows`."""
@@ -196,6 +207,9 @@ def _build(
         itertools.chain.from_iterable(offsets), np.int32, 2 * len(context_ids)
     )
     context_chars = context_chars.reshape(-1, 2)
+    vocabulary = np.unique(context_ids).tolist()
+    white = [i for i in vocabulary if not core.decode([i], skip_special_tokens=False).strip()]
+    visible = ~np.isin(context_ids, white) & (context_chars[:, 0] < context_chars[:, 1])
 
     # A question may take so much that the windows still move on by a quarter of what is left.
     room = max_seq_length - template.num_special  # for question and context
@@ -238,6 +252,7 @@ def _build(
         "question_ptr": question_ptr,
         "context_ids": context_ids,
         "context_chars": context_chars,
+        "context_visible": visible,
         "example": example,
         "first": first,
         "count": count,

@@ -86,11 +86,9 @@ def decode(windows: Windows, examples, start, end) -> dict:
     parts = []
     for i in range(0, len(windows), 32):
         rows = np.arange(i, min(i + 32, len(windows)))
-        parts.append((rows, *(f.numpy() for f in spans.window_spans(
-            torch.from_numpy(start[rows]), torch.from_numpy(end[rows]),
-            torch.from_numpy(windows.context_start[rows]), torch.from_numpy(windows.count[rows]),
-            30, 20,
-        ))))  # fmt: skip
+        answerable = torch.from_numpy(windows.answerable(rows))
+        logits = (torch.from_numpy(a[rows, : answerable.shape[1]]) for a in (start, end))
+        parts.append((rows, *(f.numpy() for f in spans.window_spans(*logits, answerable, 30, 20))))
     columns = [np.concatenate(column) for column in zip(*parts)]
     return spans.answers(examples, *spans.question_spans(windows, *columns, 20))
 
