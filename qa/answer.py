@@ -23,7 +23,7 @@ class Answer(NamedTuple):
     """text = context[start:end], and how the model weighs it, from 0 to 1.
 
     score: the span's share of the probability of the `n_best_size` best spans of the whole
-    context (20; a run brings its own), so it does not depend on how many answers are asked for.
+    context (20; a run brings its own), however many answers up to there are asked for.
     It is not calibrated, and does not say whether the context answers the question at all.
     """
 

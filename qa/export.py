@@ -34,6 +34,7 @@ def export(run_dir: Path, to: Path) -> None:
 
     Raises UserError where the run cannot be loaded or merged, or `to` holds something.
     """
+    to = to.resolve()  # what a link leads to, not the link, is replaced
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"to: {to} is there already; name a new folder")
     from qa import runs

@@ -190,6 +190,9 @@ def fit(
     warmup_steps = round(settings.warmup_ratio * total_steps)
     evaluate_every = settings.eval_steps or steps_per_epoch
     progress, best = Progress(), {}
+    if accelerator.scaler:  # a fit before this one has left its scale
+        scaler = torch.amp.GradScaler(accelerator.device.type)
+        accelerator.scaler.load_state_dict(scaler.state_dict())
     if checkpoint_dir:
         progress, best = _restore(checkpoint_dir, model, optimizer, accelerator)
     last_epoch = -1

@@ -261,7 +261,8 @@ class SpanModel(nn.Module):
         else:
             output = self.network(input_ids=input_ids, **inputs)
         # Padding never takes part in the softmax: a window's loss and answer do not depend on
-        # the windows it is batched with, and merged micro-batches have the same gradient.
+        # the windows it is batched with, and merged micro-batches have the same gradient. (But for
+        # MobileBERT, where each token sees the embeddings beside it: [SEP] may see one [PAD].)
         padding = attention_mask == 0
         lowest = torch.finfo(torch.float32).min
         start = output.start_logits[:, before:].float().masked_fill(padding, lowest)

@@ -8,7 +8,7 @@ stops the program with its place in the file (or is dropped and counted, on requ
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -230,7 +230,7 @@ def _rows_as_document(rows: Any) -> dict:
     return {
         "data": [
             {
-                "title": row.get("title") or row["context"],
+                "title": row.get("title") or row["context"] or "untitled",
                 "paragraphs": [{"context": row["context"], "qas": [_row_as_question(row)]}],
             }
             for row in rows
@@ -245,7 +245,7 @@ def _row_as_question(row: dict) -> dict:
     return {"id": row["id"], "question": row["question"], "answers": listed}
 
 
-def read_dataset(settings: Settings, names: Sequence[str]) -> tuple[dict[str, Split], str | None]:
+def read_dataset(settings: Settings, names: Collection[str]) -> tuple[dict[str, Split], str | None]:
     """The named splits of a hub data set or saved folder, and the commit they come from, if any."""
     name = settings.dataset_name
     if name in SHORT_NAMES:
@@ -338,20 +338,23 @@ def draw(split: Split, limit: int | None, seed: int) -> Split:
 
 
 def load_splits(
-    settings: Settings, names: Sequence[str] = SPLITS
+    settings: Settings, names: Collection[str] = SPLITS
 ) -> tuple[dict[str, Split], str | None]:
     """The named splits as the settings ask, in the order of SPLITS, and the hub commit, if any.
 
     validation is `validation_file`, else a data set's own (where it has a test split as well),
     else whole articles held out of train. test is `test_file`, else the data set's test split,
     else its validation split, as SQuAD is published. A split that is not named is not opened,
-    but for train where validation comes from it.
+    but for train where validation may come from it.
     """
     commit = None
     splits: dict[str, Split] = {}
+    needed = set(names)
+    if "validation" in names and not settings.validation_file:
+        needed.add("train")
     if settings.dataset_name:
-        splits, commit = read_dataset(settings, names)
-    for name in names:
+        splits, commit = read_dataset(settings, needed)
+    for name in filter(needed.__contains__, SPLITS):
         path = getattr(settings, f"{name}_file")
         if path:
             splits[name] = read_file(name, path, settings.on_bad_example)

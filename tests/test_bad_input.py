@@ -247,6 +247,8 @@ def test_bad_datasets_folders(refuse, tmp_path):
     for name, more, message in (
         ("columns", {}, "split train: no column answers"),
         ("answers", {"answers": ["x"]}, "answers must hold text and answer_start"),
+        ("null", {"context": [None], "answers": [{"text": ["x"], "answer_start": [0]}]},
+         r"data\[0\].*context must be text, not null"),
         ("start", {"answers": [{"text": ["x"], "answer_start": [5]}]}, r"data\[0\].*outside the context"),
     ):  # fmt: skip
         split = datasets.Dataset.from_dict({**row, **more})

@@ -58,7 +58,8 @@ def test_what_cannot_be_exported_leaves_nothing(finished, tmp_path):
 
 def test_the_command(finished, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
-    flags = ["--run", str(finished["lora"]), "--to", str(tmp_path / "empty")]
+    (tmp_path / "link").symlink_to("empty")
+    flags = ["--run", str(finished["lora"]), "--to", str(tmp_path / "link")]
     monkeypatch.setattr(sys, "argv", ["export", *flags])
     with pytest.raises(SystemExit) as done:
         report.run_command(export.main)

@@ -288,6 +288,18 @@ def test_an_operation_without_a_deterministic_way_is_let_through(accelerator, en
     assert progress.step == 10 and all(torch.equal(found[n], expected[n]) for n in expected)
 
 
+def test_a_scale_of_losses_is_not_carried_from_one_fit_to_the_next(
+    accelerator, encoder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(accelerator, "scaler", torch.amp.GradScaler("cpu"))
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        progress, _ = run_fit(
+            accelerator, make_task(encoder), small_settings(), checkpoint_dir=folder
+        )
+        assert progress.scaler["_growth_tracker"] == progress.step == 10
+
+
 def test_micro_batches_are_merged_where_memory_allows(encoder):
     windows = copy.copy(make_task(encoder)[2])
     settings = small_settings()

@@ -57,6 +57,9 @@ def test_whole_articles_are_held_out_before_questions_are_drawn(toy_files):
     whole, _ = squad.load_splits(small_settings(**files, validation_fraction=0.25))
     assert splits["validation"].examples == whole["validation"].examples
     assert len(whole["train"].examples) + len(whole["validation"].examples) == 60
+    alone, _ = squad.load_splits(settings, ["validation"])
+    assert list(alone) == ["validation"]
+    assert alone["validation"].examples == whole["validation"].examples
     for field, same in (("seed", True), ("data_seed", False)):
         other, _ = squad.load_splits(
             small_settings(**files, validation_fraction=0.25, max_train_samples=10, **{field: 1})
