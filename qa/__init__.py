@@ -5,11 +5,19 @@ examples (`squad`) → windows → batches → span logits (`model`) → loss (`
 → run folder (`runs`) → predictions (`spans`) → scores (`metrics`) → table (`report`).
 """
 
+import textwrap
+
 __version__ = "0.1.0"
 
 
 class UserError(Exception):
     """A mistake of the user: one line naming the place, what is wrong, and what to do."""
+
+
+def in_one_line(error: BaseException, secret: str = "") -> str:
+    """An exception's kind and text without the `secret`, in at most 200 characters."""
+    said = f"{type(error).__name__}: {error}".replace(secret, "")
+    return textwrap.shorten(said, 200, placeholder=" …")
 
 
 class Interrupted(Exception):

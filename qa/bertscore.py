@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qa import UserError
+from qa import UserError, in_one_line
 from qa.metrics import as_metric
 from qa.squad import Example
 from qa.study import ROOT, Settings, expand_path
@@ -55,14 +55,13 @@ class Scorer:
             if rescale:
                 _ = self.bert_scorer.baseline_vals
         except (Exception, AssertionError) as error:  # both libraries raise a dozen unrelated kinds
-            reason = " ".join(str(error).split())[:200]
-            if rescale and "Baseline not Found" in reason:
+            if rescale and "Baseline not Found" in str(error):
                 raise UserError(
                     f"bertscore_rescale: the library has no baseline for {model}; leave it out, or "
                     "take a scoring model that has one (roberta-large)"
                 ) from None
             raise UserError(
-                f"bertscore_model: {model} cannot be loaded ({type(error).__name__}: {reason}); "
+                f"bertscore_model: {model} cannot be loaded ({in_one_line(error)}); "
                 "give a hub id or folder with safetensors weights, or embedded"
             ) from None
         finally:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from qa import UserError, kernels
+from qa import UserError, in_one_line, kernels
 from qa.adalora import RankAllocator
 from qa.methods import Method, peft_config
 from qa.study import ROOT, expand_path
@@ -196,14 +196,13 @@ def load_base(
     except UserError:
         raise
     except Exception as error:  # the library raises a dozen unrelated kinds
-        reason = " ".join(str(error).split())[:200]
         remedy = (
             "give a folder saved by save_pretrained, with safetensors weights"
             if local
             else "is the hub reachable? Else give a local folder, or use --study embedded"
         )
         raise UserError(
-            f"model_name_or_path: {name} cannot be loaded ({type(error).__name__}: {reason}); {remedy}"
+            f"model_name_or_path: {name} cannot be loaded ({in_one_line(error)}); {remedy}"
         ) from None
     architecture = Architecture.of(model)
     missing = [key for key in report["missing_keys"] if not key.startswith(architecture.head)]

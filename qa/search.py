@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qa import Interrupted, UserError
+from qa import Interrupted, UserError, in_one_line
 from qa.methods import Method, Range, get_method
 from qa.study import (
     DATA_FIELDS,
@@ -181,9 +181,9 @@ def open_storage(url: str) -> Any:
         )
     except Exception as error:  # SQLAlchemy's, Alembic's and the drivers' own kinds
         shown = url.split("@")[-1]  # without a password
-        reason = " ".join(str(error).split())[:160].replace(url, shown)
+        reason = in_one_line(error, secret=url.removesuffix(shown))
         raise UserError(
-            f"storage: {shown} cannot be opened ({type(error).__name__}: {reason}); give an URL "
+            f"storage: {shown} cannot be opened ({reason}); give an URL "
             "such as sqlite:///search.db or postgresql+psycopg://user@host/name (with its driver)"
         ) from None
     if local:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qa import UserError
+from qa import UserError, in_one_line
 from qa.study import ROOT, Settings, expand_path
 
 SPLITS = ("train", "validation", "test")
@@ -267,9 +267,8 @@ def read_dataset(settings: Settings, names: Collection[str]) -> tuple[dict[str, 
             found = datasets.load_dataset(name, revision=settings.dataset_revision)
             commit = settings.dataset_revision or _commit_of(found)
     except Exception as error:  # the library raises a dozen unrelated kinds
-        reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"dataset_name: {name} cannot be loaded ({type(error).__name__}: {reason}); give local "
+            f"dataset_name: {name} cannot be loaded ({in_one_line(error)}); give local "
             "files (--train_file, --test_file; an encoder's folder is --model_name_or_path), or use "
             "--study embedded"
         ) from None

@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from qa import UserError, displays, search
+from qa import UserError, displays, in_one_line, search
 from qa.methods import METHODS, Range, get_method
 from qa.report import make_console
 from qa.study import FIELDS, check_field, check_hyperparameter
@@ -320,4 +320,6 @@ def test_bad_storage():
     with pytest.raises(UserError, match="storage: nowhere/db cannot be opened") as caught:
         search.open_storage("postgresql://me:secret@nowhere/db")
     assert "secret" not in str(caught.value)
+    long = ValueError(170 * "x" + " in postgresql://me:secret@nowhere/db")
+    assert in_one_line(long, secret="postgresql://me:secret@").endswith("x in nowhere/db")
     assert optuna.logging.get_verbosity() == optuna.logging.ERROR

@@ -13,6 +13,7 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+import optuna
 import pytest
 
 import tune
@@ -267,7 +268,12 @@ def test_killed_five_times_a_search_of_two_workers_loses_nothing(longer, tmp_pat
     ended = [str(row["params"]) for row in rows if row["state"] in ("complete", "pruned")]
     assert len(set(ended)) == 9, "none twice"
     begun = {str(row["params"]) for row in rows if len(row["params"]) == 3}
-    assert begun == set(ended), "what was killed was run again"
+    trials = optuna.load_study(study_name=search.study_name(settings), storage=storage).trials
+    retries = optuna.storages.RetryHeartbeatStaleTrialCallback.retry_history
+    # On a slow machine all five may hit the same trial, which is given up at the fourth.
+    given_up = {str(t.params) for t in trials if t.state.name == "FAIL" and len(retries(t)) == 3}
+    assert begun - given_up == set(ended), "what was killed was run again"
+    assert len(given_up) <= 2, "one a worker"
 
 
 def _trials(output):
