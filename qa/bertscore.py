@@ -34,6 +34,7 @@ class Scorer:
         import bert_score.utils
         import torch
         from bert_score import BERTScorer
+        from huggingface_hub.utils import logging as hub_logging
         from transformers import AutoModel
         from transformers.utils import logging
 
@@ -42,6 +43,7 @@ class Scorer:
         level = logging.get_verbosity()
         logging.set_verbosity(logging.CRITICAL)
         logging.disable_progress_bar()
+        hub_logging.set_verbosity_error()  # its retries: what fails is said below, in one line
         try:
             # The library would load pickled weights too: safetensors have to be there.
             config = AutoModel.from_pretrained(place, use_safetensors=True).config
