@@ -31,5 +31,11 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.training
 	$(BIN)/python -m tests.benchmarks.windows_and_spans
 
+# Caches and reports, which the commands make again; runs and searches are kept.
 clean:
 	rm -rf .cache .pytest_cache .ruff_cache .hypothesis
+	rm -f report.html report.md results.json
+	rm -f runs/*/report.html runs/*/report.md runs/*/results.json
+	@for folder in runs/*/; do \
+	    [ ! -d "$$folder" ] || echo "kept: $$folder (runs and searches; delete it yourself)"; \
+	done

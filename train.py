@@ -290,7 +290,7 @@ def _train(
     accelerator.project_configuration = ProjectConfiguration(str(run_dir))
     accelerator.init_trackers("spantune", config=_flat(settings))
 
-    with displays.TrainingDisplay(console) as display:
+    with displays.TrainingDisplay(console) as display, loop.determinism() as deterministic:
 
         def on_evaluation(progress: loop.Progress) -> None:
             display.on_evaluation(progress)
@@ -317,6 +317,8 @@ def _train(
                         raise Interrupted(signum)
             except loop.NonFiniteLoss as error:
                 raise UserError(f"learning_rate: training diverged ({error}); lower it") from None
+            if accelerator.is_main_process:  # a kill may have come between checkpoint and history
+                runs.write_history(run_dir, progress.history)
         examples = prepared.splits["test"].examples
         predictions, loss = loop.predict(
             accelerator,
@@ -327,6 +329,8 @@ def _train(
             settings.n_best_size,
             display.on_batch,
         )
+        device = accelerator.device.type
+        environment = runs.environment(device, num_threads, num_processes, deterministic())
 
     texts = spans.best_texts(predictions)
     scores = metrics.score(texts, examples)
@@ -345,12 +349,12 @@ def _train(
         "total_params": prepared.base.num_parameters,
         "head_trained": prepared.base.head_trained,
         "train_seconds": round(progress.train_seconds, 2) if progress else 0.0,
-        "peak_memory_mb": runs.peak_memory_mb(accelerator.device.type),
+        "peak_memory_mb": runs.peak_memory_mb(device),
         "model": settings.model_name_or_path,
         "data": {name: str(split) for name, split in prepared.splits.items()},
         "search": search,
         "fingerprints": fingerprints,
-        "environment": runs.environment(accelerator.device.type, num_threads, num_processes),
+        "environment": environment,
     }
     if accelerator.is_main_process:
         results["eval_bertscore_f1"] = float(scorer.score([texts], examples).mean())

@@ -37,10 +37,13 @@ class RankAllocator:
                 norms.append(torch.linalg.matrix_norm(products - eye))
         return self.config.orth_reg_weight * torch.stack(norms).mean()
 
-    def after_update(self, step: int, total: int) -> None:
-        """Allocate. Gradients of update `step` (from 1) of `total` must still be there."""
+    def plan(self, total: int) -> None:
+        """Settle when ranks move in a training of `total` updates."""
         self.config.total_step, self.config.deltaT = total, EVERY
         self.config.tinit, self.config.tfinal = int(UNTOUCHED * total), int(SETTLED * total)
+
+    def after_update(self, step: int) -> None:
+        """Allocate, by the plan. Gradients of update `step` (from 1) must still be there."""
         # Nothing is learnt of an update that overflowed, which fp16's scaler skips.
         for p in self.tuner.parameters():
             if p.grad is not None:

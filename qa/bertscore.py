@@ -5,6 +5,7 @@ of their contextual embeddings. Scores of different scoring models do not compar
 hash of model, layer and versions goes with each. The library is imported when a scorer is made.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -19,8 +20,15 @@ from qa.study import ROOT, Settings, expand_path
 MAX_TOKENS = 512  # some tokenizers name no limit, which the library passes on and overflows
 
 
+class _Text(str):
+    """Has the same hash in every process: bert-score batches texts in the order of a set."""
+
+    def __hash__(self) -> int:
+        return zlib.crc32(self.encode("utf-8", "surrogatepass"))
+
+
 class Scorer:
-    """One scoring model, kept with every pair of texts it has scored.
+    """One scoring model.
 
     model: hub id, folder, or embedded. num_layers: None takes the library's choice for models it
     knows, else all. rescale: with the library's baseline for English. Raises UserError.
@@ -76,22 +84,22 @@ class Scorer:
         # The library's own hash, of the name alone: where a folder stands differs between machines.
         name = folder.name if folder.exists() and model != "embedded" else model
         self.hash = bert_score.utils.get_hash(name, self.num_layers, False, rescale, False, False)
-        self.known: dict[tuple[str, str], float] = {}
         self.torch = torch
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """The library's F of each (prediction, gold answer); 0 for empty texts.
 
-        Equal pairs are scored once and, in one call, equal texts embedded once.
+        In one call equal pairs are scored once and equal texts embedded once. Nothing is kept for
+        the next: which texts share a batch moves the last digits, and the same call gives the same.
         """
-        new = [p for p in dict.fromkeys(pairs) if p not in self.known]
-        self.known |= {(a, b): 0.0 for a, b in new if not a.strip() or not b.strip()}
-        new = [p for p in new if p not in self.known]
-        if new:
+        scores = {(a, b): 0.0 for a, b in pairs if not a.strip() or not b.strip()}
+        others = [pair for pair in dict.fromkeys(pairs) if pair not in scores]
+        if others:
+            predictions, references = ([_Text(text) for text in column] for column in zip(*others))
             with self.torch.inference_mode():
-                _, _, found = self.bert_scorer.score([a for a, _ in new], [b for _, b in new])
-            self.known |= dict(zip(new, found.tolist(), strict=True))
-        return [self.known[pair] for pair in pairs]
+                _, _, found = self.bert_scorer.score(predictions, references)
+            scores |= dict(zip(others, found.tolist(), strict=True))
+        return [scores[pair] for pair in pairs]
 
     def score(
         self, predictions: Sequence[Mapping[str, str]], examples: Sequence[Example]

@@ -1,25 +1,33 @@
-"""What survives a kill.
+"""What survives a kill, a power cut and a full disk.
 
-A checkpoint is a folder `step-N` with tensors (safetensors) and plain state (JSON). It is written
-under another name, flushed to the disk, renamed, and only then is its predecessor deleted: at any
-moment of a kill, one whole checkpoint stands. Nothing is pickled.
+Every file and folder is written under another name, flushed to the disk, renamed, and the renaming
+flushed as well: at any moment it is there whole or not at all, and what was written first is on
+the disk first. A checkpoint is a folder `step-N` with tensors (safetensors) and plain state (JSON);
+its predecessor is deleted when it stands. Nothing is pickled.
 """
 
+import glob
 import json
 import os
+import re
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from qa import UserError
 
 if TYPE_CHECKING:  # signals must be noted before the seconds that loading torch takes
     from torch import Tensor
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file's content, or a folder's list of names, on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -27,44 +35,97 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
+def clear_leftovers(target: Path) -> None:
+    """Delete what processes that are gone have left of writing `target` (see `scratch`)."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        pid = path.name.split(".")[-2]
+        if pid.isdecimal() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
+            _remove(path)
+
+
+@contextmanager
+def scratch(target: Path) -> Iterator[Path]:
+    """A name beside `target` for a file or folder that `publish` is to put in its place.
+
+    Whatever is left under that name is deleted, by the next process if this one is killed. Raises
+    UserError where the disk is full, or the folder gone or read-only.
+    """
+    clear_leftovers(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+    except Exception as error:
+        # The Rust libraries raise kinds of their own, but name the system's error alike.
+        system = re.search(r"([^:]+) \(os error \d+\)", str(error))
+        if not isinstance(error, OSError) and not system:
+            raise
+        reason = system[1].strip() if system else error.strerror or str(error)
+        raise UserError(
+            f"{target}: cannot be written ({reason}); see to the folder and the room on its disk"
+        ) from None
+    finally:
+        _remove(temporary)
+
+
+def publish(source: Path, target: Path) -> None:
+    """Rename a complete file or folder to `target`, flushed before and after."""
+    for path in (*(source.rglob("*") if source.is_dir() else ()), source):
+        flush(path)
+    os.replace(source, target)
+    flush(target.parent)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    _flush(temporary)
-    os.replace(temporary, path)
+    """Write a whole file or nothing. Raises UserError."""
+    with scratch(path) as temporary:
+        temporary.write_bytes(content)
+        publish(temporary, path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 file or nothing."""
+    """Write a whole UTF-8 file or nothing. Raises UserError."""
     write_bytes(path, text.encode())
 
 
 def save(
     folder: Path, step: int, tensors: "Mapping[str, Tensor]", state: Mapping[str, Any]
 ) -> None:
-    """Make `folder/step-N` the checkpoint; one of that step, being the same, is left alone."""
+    """Make `folder/step-N` the checkpoint; one of that step, being the same, is left alone.
+
+    The folder's parent, the run, has to be there. Raises UserError.
+    """
     from safetensors.torch import save_file
 
     target = folder / f"step-{step:08d}"
     if target.exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-        temporary / "state.safetensors",
-    )
-    (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    for path in (temporary / "state.safetensors", temporary / "state.json", temporary):
-        _flush(path)
-    os.rename(temporary, target)
-    _flush(folder)
+    with scratch(target) as temporary:
+        folder.mkdir(exist_ok=True)
+        temporary.mkdir()
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+            temporary / "state.safetensors",
+        )
+        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        publish(temporary, target)
     for other in folder.iterdir():
         if other != target:
-            shutil.rmtree(other, ignore_errors=True)
+            _remove(other)
+
+
+def delete(folder: Path) -> None:
+    """Delete a folder; renamed first, so that at no moment a part of it stands in its place."""
+    with scratch(folder) as doomed:
+        if folder.exists():
+            os.replace(folder, doomed)
+            flush(folder.parent)
 
 
 def load(folder: Path) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":

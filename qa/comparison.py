@@ -7,6 +7,7 @@ table, page and results.json are made. Every sentence of the findings is compute
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import inf
 from statistics import mean, stdev
 from typing import Any
 
@@ -20,15 +21,7 @@ from qa.squad import Example
 SCORES = {"exact_match": "EM", "f1": "F1", "bertscore_f1": "BERTScore"}
 QUESTION_WORDS = ("what", "which", "who", "whose", "whom", "when", "where", "how", "why")
 SINGLY = 6  # so many other runs are spoken of one by one
-CONVERGED = 0.95  # of a run's own best validation F1
-# What a point of F1 costs: unit, and the cost's key with what it is divided by.
-PER_COST = {
-    "1,000 trained parameters": ("trainable_params", 1000),
-    "kB of adapter": ("adapter_bytes", 1000),
-    "minute of training": ("train_seconds", 60),
-    "GB of memory": ("peak_memory_mb", 1024),
-    "minute of search": ("search_seconds", 60),
-}
+CONVERGED = 0.95  # of the best validation F1 of all runs
 
 
 def compare(
@@ -53,7 +46,8 @@ def compare(
     groups: dict[str, list[int]] = {}
     for index, run in enumerate(found):
         groups.setdefault(run["run_name"], []).append(index)
-    rows = [_row(name, [found[i] for i in indices]) for name, indices in groups.items()]
+    target = target_f1(found)
+    rows = [_row(name, [found[i] for i in indices], target) for name, indices in groups.items()]
     rows.sort(key=lambda row: -row["scores"]["f1"]["value"])
     _mark_best(rows)
     made = {
@@ -61,6 +55,7 @@ def compare(
         "runs": found,
         "test": found[0].get("data", {}).get("test"),
         "bertscore_hash": found[0].get("bertscore_hash"),
+        "target_f1": target,
         "no_intervals": "the test data is not there",
         "bootstrap": None,
         "differences": [],
@@ -108,8 +103,11 @@ def _score(
     return scores
 
 
-def _row(name: str, runs: list[Mapping]) -> dict[str, Any]:
-    """One run name over its seeds: mean ± sd of the scores, what it cost, how fast it converged."""
+def _row(name: str, runs: list[Mapping], target: float | None) -> dict[str, Any]:
+    """One run name over its seeds: mean ± sd of the scores, what it cost, how fast it converged.
+
+    target: see `target_f1`.
+    """
     scores = {}
     for key in SCORES:
         values = [run[f"eval_{key}"] for run in runs if f"eval_{key}" in run]
@@ -121,20 +119,18 @@ def _row(name: str, runs: list[Mapping]) -> dict[str, Any]:
     search = first.get("search") or {}
     histories = [run.get("history", []) for run in runs]
     rates = [rate for rate in map(_examples_per_second, histories) if rate]
+    devices = sorted({device for device in map(_device, runs) if device})
+    timed = trained and len(devices) < 2  # a mean over several devices would be of none
     cost = {
         "trainable_params": first.get("trainable_params"),
         "total_params": first.get("total_params"),
         "adapter_bytes": _mean(runs, "adapter_bytes") if trained else None,
-        "train_seconds": _mean(runs, "train_seconds") if trained else None,
-        "examples_per_second": mean(rates) if rates else None,
+        "devices": devices,
+        "train_seconds": _mean(runs, "train_seconds") if timed else None,
+        "examples_per_second": mean(rates) if rates and timed else None,
         "peak_memory_mb": _mean(runs, "peak_memory_mb"),
         "search_trials": search.get("n_trials"),
         "search_seconds": search.get("seconds"),
-    }
-    f1 = scores["f1"]["value"]
-    cost["f1_per"] = {
-        unit: f1 / (cost[key] / size) if cost[key] else None
-        for unit, (key, size) in PER_COST.items()
     }
     return {
         "run_name": name,
@@ -143,7 +139,7 @@ def _row(name: str, runs: list[Mapping]) -> dict[str, Any]:
         "scores": scores,
         "cost": cost,
         "best_epoch": _mean(runs, "best_epoch") if trained else None,
-        "converged_steps": [s for s in map(converged_step, histories) if s is not None],
+        "converged_steps": [converged_step(rows, target) for rows in histories if rows and target],
         # a freshly drawn head that nothing has trained answers at random
         "random_head": not trained and first.get("head_trained") is False,
     }
@@ -161,13 +157,36 @@ def _examples_per_second(history: Sequence[Mapping[str, float]]) -> float | None
     return float(steps.sum() / sum(seconds)) if len(history) else None
 
 
-def converged_step(history: Sequence[Mapping[str, float]]) -> int | None:
-    """Updates until validation F1 first reached 95 % of the run's own best; None: nothing trained.
+def _device(run: Mapping[str, Any]) -> str | None:
+    """What a run's seconds were taken on: machine, and of a CPU the threads."""
+    made_in = run.get("environment", {})
+    if "machine" not in made_in:
+        return None
+    threads, processes = made_in["num_threads"], made_in["num_processes"]
+    name = made_in["machine"]
+    if made_in["device"] == "cpu":
+        name += f", {threads} thread{'s' if threads > 1 else ''}"
+    return name + (f", {processes} processes" if processes > 1 else "")
+
+
+def target_f1(found: Sequence[Mapping[str, Any]]) -> float | None:
+    """The validation F1 that speed of convergence is measured to: 95 % of the best of all runs.
+
+    A target of each run's own would call one that never improves the fastest. None where nothing
+    trained, or runs had different validation splits.
+    """
+    trained = [run for run in found if run.get("history")]
+    if len({run.get("fingerprints", {}).get("validation") for run in trained}) != 1:
+        return None
+    return CONVERGED * max(row["eval_f1"] for run in trained for row in run["history"])
+
+
+def converged_step(history: Sequence[Mapping[str, float]], target: float) -> int | None:
+    """Updates until validation F1 first reached the target; None: never.
 
     Known as finely as the run was evaluated.
     """
-    best = max((row["eval_f1"] for row in history), default=0)
-    return next((row["step"] for row in history if row["eval_f1"] >= CONVERGED * best), None)
+    return next((row["step"] for row in history if row["eval_f1"] >= target), None)
 
 
 def _mark_best(rows: list[dict[str, Any]]) -> None:
@@ -299,23 +318,34 @@ def _claims(made: Mapping[str, Any]) -> list[dict[str, str]]:
             continue
         lora, prompt = pair["lora"], pair["prompt_tuning"]
         names = f"{lora['run_name']} above {prompt['run_name']}"
-        claims.append({"claim": f"{names} in convergence speed", **_faster(lora, prompt)})
+        speed = _faster(lora, prompt, made["target_f1"])
+        claims.append({"claim": f"{names} in convergence speed", **speed})
         for key in ("f1", "exact_match"):
             claims.append({"claim": f"{names} in {SCORES[key]}", **_above(made, lora, prompt, key)})
     return claims
 
 
-def _faster(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, str]:
+def _faster(a: Mapping[str, Any], b: Mapping[str, Any], target: float | None) -> dict[str, str]:
     """yes or no where all seeds of one lie on one side of all seeds of the other, two at least."""
-    fast, slow = a["converged_steps"], b["converged_steps"]
+    if target is None:
+        return {"answer": "undecided", "evidence": "their validation splits differ"}
+    fast, slow = (
+        [inf if step is None else step for step in row["converged_steps"]] for row in (a, b)
+    )
     answer = "undecided"
     if min(len(fast), len(slow)) > 1:
         if max(fast) < min(slow):
             answer = "yes"
         elif min(fast) > max(slow):
             answer = "no"
-    listed = [", ".join(map(str, steps)) or "no history" for steps in (fast, slow)]
-    why = f"updates until 95 % of the best validation F1, by seed: {listed[0]} against {listed[1]}"
+    listed = [
+        ", ".join("never" if step == inf else str(step) for step in steps) or "no history"
+        for steps in (fast, slow)
+    ]
+    why = (
+        f"updates until validation F1 is {target:.2f}, 95 % of the best of all runs, by seed: "
+        f"{listed[0]} against {listed[1]}"
+    )
     return {"answer": answer, "evidence": why}
 
 
@@ -383,16 +413,23 @@ def _many(pairs: Mapping[str, Mapping[str, Any]], tied: list[str]) -> list[str]:
 
 def _cost_findings(best: Mapping, tied: list[Mapping], rest: list[Mapping]) -> list[str]:
     cost, said = best["cost"], []
+    several = len({device for row in (best, *rest) for device in row["cost"]["devices"]}) > 1
+
+    def time(cost: Mapping) -> str:
+        """' in 70 s', with the device where there are several: seconds of two do not compare."""
+        if cost["train_seconds"] is None:
+            return ""
+        where = f" on {cost['devices'][0]}" if several else ""
+        return f" in {cost['train_seconds']:.0f} s{where}"
+
     if cost["trainable_params"]:
         share = 100 * cost["trainable_params"] / cost["total_params"]
+        search = (
+            f", after {cost['search_seconds']:.0f} s of search" if cost["search_seconds"] else ""
+        )
         said.append(
             f"{best['run_name']} trains {cost['trainable_params']:,} of {cost['total_params']:,} "
-            f"parameters ({share:.2f} %) in {cost['train_seconds']:.0f} s a seed"
-            + (
-                f", after {cost['search_seconds']:.0f} s of search."
-                if cost["search_seconds"]
-                else "."
-            )
+            f"parameters ({share:.2f} %){time(cost)} a seed{search}."
         )
     elif cost["trainable_params"] == 0:
         said.append(f"{best['run_name']} trains nothing.")
@@ -409,8 +446,8 @@ def _cost_findings(best: Mapping, tied: list[Mapping], rest: list[Mapping]) -> l
         decimals = 1 if ratio < 100 else 0
         said.append(
             f"The cheapest trained run {'that ties with it' if tied else 'below it'}, "
-            f"{row['run_name']}, trains {ratio:,.{decimals}f} times fewer parameters in "
-            f"{row['cost']['train_seconds']:.0f} s."
+            f"{row['run_name']}, trains {ratio:,.{decimals}f} times fewer parameters"
+            f"{time(row['cost'])}."
         )
     return said
 

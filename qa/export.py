@@ -1,18 +1,15 @@
 """A run → a plain model folder, for those who know nothing of adapters.
 
-    python -m qa.export --run studies/embedded/runs/lora/seed-42 --to folder
+    python -m qa.export --run runs/embedded/lora/seed-42 --to folder
 
 The folder is what `AutoModelForQuestionAnswering.from_pretrained` takes: adapters are merged into
 the encoder's weights. Prompts cannot be merged.
 """
 
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
-from qa import UserError
+from qa import UserError, checkpoint
 
 CARD = """\
 ---
@@ -44,36 +41,27 @@ def export(run_dir: Path, to: Path) -> None:
     results = runs.read_results(run_dir)
     method = model.method
     merged = merge(model)
-    try:
+    scores = ""
+    if results:
+        scores = "\nOn {}: exact match {:.2f}, F1 {:.2f}.".format(
+            results["data"]["test"], results["eval_exact_match"], results["eval_f1"]
+        )
+    card = CARD.format(
+        base=settings.model_name_or_path,
+        method=method.name,
+        summary=method.summary,
+        seed=settings.seed,
+        scores=scores,
+    )
+    with checkpoint.scratch(to) as temporary:
         to.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=to.parent, prefix=".exporting-"))
-    except OSError as error:
-        raise UserError(f"to: {to} cannot be made ({error.strerror}); name another") from None
-    try:
         with quiet_transformers():
             merged.save_pretrained(temporary)
         base.tokenizer.save_pretrained(temporary)
-        scores = ""
-        if results:
-            scores = "\nOn {}: exact match {:.2f}, F1 {:.2f}.".format(
-                results["data"]["test"], results["eval_exact_match"], results["eval_f1"]
-            )
-        card = CARD.format(
-            base=settings.model_name_or_path,
-            method=method.name,
-            summary=method.summary,
-            seed=settings.seed,
-            scores=scores,
-        )
         (temporary / "README.md").write_text(card, encoding="utf-8")
         for path in (temporary, *temporary.iterdir()):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        if to.exists():  # and is empty
-            to.rmdir()
-        os.rename(temporary, to)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        checkpoint.publish(temporary, to)  # which is empty, if it is there
 
 
 def main() -> None:

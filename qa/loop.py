@@ -9,8 +9,8 @@ bit. Progress goes out through callbacks: this file knows no console, no search 
 import math
 import signal
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ MERGED_TOKENS = {"cpu": 4096, "cuda": 65536}
 
 
 class NonFiniteLoss(Exception):
-    """The loss is infinite or no number; nothing was updated with it."""
+    """The loss or its gradient is infinite or no number; nothing was updated with it."""
 
 
 @dataclass
@@ -190,6 +190,8 @@ def fit(
     warmup_steps = round(settings.warmup_ratio * total_steps)
     evaluate_every = settings.eval_steps or steps_per_epoch
     progress, best = Progress(), {}
+    if model.allocator:
+        model.allocator.plan(total_steps)
     if accelerator.scaler:  # a fit before this one has left its scale
         scaler = torch.amp.GradScaler(accelerator.device.type)
         accelerator.scaler.load_state_dict(scaler.state_dict())
@@ -217,7 +219,7 @@ def fit(
                 loss = gradients(accelerator, wrapped, windows, rows, size)
                 break
             except RuntimeError as error:
-                if _warns_from_now_on(error):
+                if _falls_back(error):
                     optimizer.zero_grad()
                     continue
                 if accelerator.num_processes > 1 or not should_reduce_batch_size(error):
@@ -233,9 +235,10 @@ def fit(
         # One exchange tells all processes the global loss and whether any was asked to stop.
         shared = torch.stack((loss, loss.new_tensor(float(stop() > 0))))
         loss_sum, asked_to_stop = accelerator.reduce(shared, "sum").tolist()
-        if not math.isfinite(loss_sum):
-            raise NonFiniteLoss(f"loss {loss_sum} at update {progress.step + 1}, epoch {epoch + 1}")
-        accelerator.clip_grad_norm_(trainable.values(), settings.max_grad_norm)
+        _check_finite("loss", loss_sum, progress, epoch)
+        norm = accelerator.clip_grad_norm_(trainable.values(), settings.max_grad_norm)
+        if not accelerator.scaler:  # fp16's skips such updates by itself, and lowers its scale
+            _check_finite("gradient norm", float(norm), progress, epoch)
         try:
             optimizer.step()
         except RuntimeError as error:  # the first step makes room for its moments
@@ -248,7 +251,7 @@ def fit(
             ) from None
         progress.step += 1
         if model.allocator:
-            model.allocator.after_update(progress.step, total_steps)
+            model.allocator.after_update(progress.step)
         optimizer.zero_grad()
 
         progress.loss_sum += loss_sum
@@ -270,8 +273,7 @@ def fit(
                 best = {name: p.detach().clone() for name, p in trainable.items()}
             else:
                 progress.bad_evaluations += 1
-            patience = settings.early_stopping_patience
-            exhausted = bool(patience) and progress.bad_evaluations >= patience
+            exhausted = 0 < settings.early_stopping_patience <= progress.bad_evaluations
             progress.finished = progress.step == total_steps or exhausted
             _save(checkpoint_dir, progress, model, best, optimizer, accelerator)
             on_evaluation(progress)
@@ -287,8 +289,28 @@ def fit(
     return progress
 
 
-def _warns_from_now_on(error: RuntimeError) -> bool:
-    """Whether it was of an operation that has no deterministic kind, which is now allowed."""
+def _check_finite(name: str, value: float, progress: Progress, epoch: int) -> None:
+    if not math.isfinite(value):
+        raise NonFiniteLoss(f"{name} {value} at update {progress.step + 1}, epoch {epoch + 1}")
+
+
+@contextmanager
+def determinism() -> Iterator[Callable[[], bool]]:
+    """One run's own account of whether the same command gives the same bits.
+
+    Where an operation has no deterministic kind, `fit` and `predict` let it through, with a warning
+    of torch, until the end of this context. Yields a function: has every one been deterministic?
+    """
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield lambda: not torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+
+
+def _falls_back(error: RuntimeError) -> bool:
+    """Whether it was of an operation that has no deterministic kind, which is now let through."""
     found = "use_deterministic_algorithms" in str(error)
     if found:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -300,8 +322,8 @@ def _seed(accelerator: Accelerator, seed: int, step: int) -> None:
     sequence = np.random.SeedSequence([seed, step, accelerator.process_index])
     number = int(sequence.generate_state(1)[0])
     torch.default_generator.manual_seed(number)
-    if accelerator.device.type == "cuda":
-        torch.cuda.manual_seed(number)
+    if accelerator.device.type != "cpu":  # cuda, mps, xpu: each has a generator of its own
+        torch.get_device_module(accelerator.device).manual_seed(number)
 
 
 def _record(progress: Progress, metrics: dict, steps_per_epoch: int, rate: float) -> None:
@@ -377,11 +399,12 @@ def predict(
 ) -> tuple[dict[str, list[spans.Span]], float]:
     """Answer all questions: {id: spans, best first}, and the mean loss over the windows.
 
-    Windows are taken in order of length and dealt to the processes; all get the whole result.
+    Windows are taken in order of length, the longest first so that too little memory shows at once,
+    and dealt to the processes; all get the whole result.
     Raises UserError where memory does not do for a batch.
     """
     model.eval()
-    order = np.argsort(windows.lengths, kind="stable")
+    order = np.argsort(-windows.lengths, kind="stable")
     size = settings.per_device_eval_batch_size
     batches = [order[i : i + size] for i in range(0, len(order), size)]
     batches = batches[accelerator.process_index :: accelerator.num_processes]
@@ -401,7 +424,7 @@ def predict(
                     start, end = model(**to_device(windows.batch(rows), accelerator.device))
                 break
             except RuntimeError as error:
-                if _warns_from_now_on(error):
+                if _falls_back(error):
                     continue
                 if accelerator.num_processes > 1 or not should_reduce_batch_size(error):
                     raise

@@ -6,10 +6,11 @@ the page's script puts into text nodes: it is never read as HTML.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from qa import __version__, checkpoint, metrics, pictures
-from qa.comparison import PER_COST, SCORES
+from qa.comparison import SCORES
 from qa.squad import Example
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -46,9 +47,19 @@ def number(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def significant(value: float | None) -> str:
-    """Three digits, however small."""
-    return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def devices(made: Mapping[str, Any]) -> dict[str, str]:
+    """A letter for each device that seconds were taken on, where there are several."""
+    names = dict.fromkeys(name for row in made["rows"] for name in row["cost"]["devices"])
+    return dict(zip(names, ascii_lowercase)) if len(names) > 1 else {}
+
+
+def seconds(cost: Mapping[str, Any], letters: Mapping[str, str]) -> str:
+    """Seconds of training, with the device's letter (see `devices`); – of several devices at once."""
+    if cost["train_seconds"] is None:
+        return "–"
+    return " ".join(
+        [number(cost["train_seconds"]), *(letters[d] for d in cost["devices"] if letters)]
+    )
 
 
 def legend(made: Mapping[str, Any]) -> list[str]:
@@ -56,7 +67,10 @@ def legend(made: Mapping[str, Any]) -> list[str]:
     rows = made["rows"]
     marks = {mark(score, len(rows)) for row in rows for score in row["scores"].values()}
     marks |= {"†" for row in rows if row["random_head"]}
-    return [f"{sign} {meaning}" for sign, meaning in LEGEND.items() if sign in marks]
+    notes = [f"{sign} {meaning}" for sign, meaning in LEGEND.items() if sign in marks]
+    letters = devices(made)
+    notes += [f"{letter}: on {name}" for name, letter in letters.items()]
+    return notes + (["seconds of two devices do not compare"] if letters else [])
 
 
 def subtitle(made: Mapping[str, Any]) -> list[str]:
@@ -65,12 +79,15 @@ def subtitle(made: Mapping[str, Any]) -> list[str]:
     if made["bootstrap"]:
         count = made["bootstrap"]["num_resamples"]
         lines.append(f"mean ± sd over seeds, [95 % interval] over {count:,} resamples of articles")
+    names = {name for row in made["rows"] for name in row["cost"]["devices"]}
+    if len(names) == 1:
+        lines.append(f"trained on {names.pop()}")
     return lines
 
 
 def markdown(made: Mapping[str, Any], title: str) -> str:
     """The table, its legend and the findings."""
-    rows = made["rows"]
+    rows, letters = made["rows"], devices(made)
     head = ["run", "seeds", *SCORES.values(), "trainable", "train s", "adapter kB"]
     lines = [
         f"# {_escape(title)}",
@@ -89,7 +106,7 @@ def markdown(made: Mapping[str, Any], title: str) -> str:
             sign = mark(score, len(rows)).replace("*", "\\*")
             cells.append(f"{spread(score)} {interval(score)} {sign}".strip())
         size = None if cost["adapter_bytes"] is None else cost["adapter_bytes"] / 1000
-        cells += [number(cost["trainable_params"]), number(cost["train_seconds"]), number(size)]
+        cells += [number(cost["trainable_params"]), seconds(cost, letters), number(size)]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", *(f"{line}  ".replace("* the", "\\* the") for line in legend(made))]
     if made["bertscore_hash"]:
@@ -117,6 +134,7 @@ def browsable(
     for run, texts in zip(made["runs"], predictions, strict=True):
         firsts.setdefault(run["run_name"], texts)
     names = [row["run_name"] for row in made["rows"]]
+    style = pictures.styles(made["rows"])
     scored = [metrics.by_question(firsts[name], examples) for name in names]
     contexts: dict[str, int] = {}
     items = []
@@ -141,7 +159,7 @@ def browsable(
         )
     return {
         "runs": names,
-        "colours": [pictures.colour(k) for k in range(len(names))],
+        "colours": [style[name][0] for name in names],
         "contexts": list(contexts),
         "examples": items,
     }
@@ -160,8 +178,9 @@ def html(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "spread": spread, "interval": interval, "number": number, "significant": significant,
+        "spread": spread, "interval": interval, "number": number,
     }  # fmt: skip
+    style, letters = pictures.styles(made["rows"]), devices(made)
     order = {row["run_name"]: k for k, row in enumerate(made["rows"])}
     curves = sorted(
         ((run["run_name"], run["seed"], run.get("history", [])) for run in made["runs"]),
@@ -182,13 +201,13 @@ def html(
         subtitle="; ".join(subtitle(made)),
         legend=legend(made),
         scores=SCORES,
-        per_cost=PER_COST,
-        colours=[pictures.colour(k) for k in range(len(made["rows"]))],
+        seconds=lambda cost: seconds(cost, letters),
+        colours=[style[row["run_name"]][0] for row in made["rows"]],
         curves=[
             picture
             for key, name in (("eval_f1", "Validation F1"), ("eval_loss", "Validation loss"),
                               ("train_loss", "Training loss"))
-            if (picture := pictures.learning_curves(key, name, curves))
+            if (picture := pictures.learning_curves(key, name, curves, style))
         ],
         pareto=pictures.pareto(made["rows"]),
         searched=searched,

@@ -4,10 +4,13 @@ Text stays text, in the page's own font and, by `currentColor`, in its own colou
 """
 
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
+
+from qa.methods import METHODS
 
 # Told apart on white and on black (3:1 at least); beyond eight they come again with other marks.
 COLOURS = ("#3b82c4", "#d9822b", "#2e9e6b", "#9b6bd0", "#d1495b", "#17939e", "#a0785a", "#7f8790")
@@ -27,13 +30,21 @@ class Picture:
 INSIDE = 8  # entries of a legend that still fit between the lines
 
 
-def colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
+def styles(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """(colour, mark) of each row's run name.
 
-
-def mark(index: int) -> str:
-    """With its colour, told apart from 63 others."""
-    return MARKS[(index + index // len(COLOURS)) % len(MARKS)]
+    The colour is the method's, the same on every page whatever its rank; the mark tells methods of
+    one colour apart, and runs of one method.
+    """
+    order, chosen = list(METHODS), {}
+    for row in sorted(rows, key=lambda row: (row["run_name"] != row["method"], row["run_name"])):
+        known = row["method"] in METHODS  # else it is a name that somebody gave to predictions
+        place = order.index(row["method"]) if known else zlib.crc32(row["method"].encode())
+        colour = COLOURS[place % len(COLOURS)]
+        marks = [MARKS[(place // len(COLOURS) + k) % len(MARKS)] for k in range(len(MARKS))]
+        free = (mark for mark in marks if (colour, mark) not in chosen.values())
+        chosen[row["run_name"]] = colour, next(free, marks[0])
+    return chosen
 
 
 def _legend(figure: Any, axes: Any) -> None:
@@ -87,10 +98,15 @@ def _draw(title: str, alt: str, paint: Callable[[Any], None]) -> Picture:
 
 
 def learning_curves(
-    key: str, title: str, runs: Sequence[tuple[str, int, Sequence[Mapping[str, float]]]]
+    key: str,
+    title: str,
+    runs: Sequence[tuple[str, int, Sequence[Mapping[str, float]]]],
+    style: Mapping[str, tuple[str, str]],
 ) -> Picture | None:
-    """A line for each run, (run name, seed, history); None where no history has the key."""
-    names = list(dict.fromkeys(name for name, _, _ in runs))  # with or without the key: for colours
+    """A line for each run, (run name, seed, history); None where no history has the key.
+
+    style: of each run name, from `styles`.
+    """
     runs = [run for run in runs if run[2] and key in run[2][0]]
     if not runs:
         return None
@@ -102,12 +118,12 @@ def learning_curves(
 
     def paint(axes: Any) -> None:
         for name, seed, history in runs:
-            place = names.index(name)
+            colour, mark = style[name]
             axes.plot(
                 [row["step"] for row in history],
                 [row[key] for row in history],
-                color=colour(place),
-                marker=mark(place),
+                color=colour,
+                marker=mark,
                 markersize=3.5,
                 linewidth=1.3,
                 label=name if seed == min(s for n, s, _ in runs if n == name) else None,
@@ -148,15 +164,17 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> Picture | None:
             [row["scores"]["f1"]["value"] for row in frontier],
             where="post", color=INK, linewidth=0.9, alpha=0.5, label="best for so many",
         )  # fmt: skip
-        for place, row in enumerate(rows):
+        style = styles(rows)
+        for row in rows:
+            colour, mark = style[row["run_name"]]
             f1, params = row["scores"]["f1"], row["cost"]["trainable_params"]
             if params == 0:
-                axes.axhline(f1["value"], color=colour(place), linewidth=1, linestyle="--",
+                axes.axhline(f1["value"], color=colour, linewidth=1, linestyle="--",
                              label=f"{row['run_name']} (0)")  # fmt: skip
             elif params:
                 bars = [[f1["value"] - f1["low"]], [f1["high"] - f1["value"]]] if "low" in f1 else 0
-                axes.errorbar(params, f1["value"], bars, color=colour(place), markersize=6,
-                              marker=mark(place), linestyle="", capsize=3,
+                axes.errorbar(params, f1["value"], bars, color=colour, markersize=6,
+                              marker=mark, linestyle="", capsize=3,
                               label=row["run_name"])  # fmt: skip
         axes.set_xlabel("trained parameters (log)")
 
@@ -180,7 +198,7 @@ def search_history(name: str, search: Mapping[str, Any]) -> Picture:
             chosen = [t for t in trials if t["state"] == state]
             if chosen:
                 axes.plot([t["number"] for t in chosen], [t["value"] for t in chosen], shape,
-                          color=colour(0), markersize=5, label=state)  # fmt: skip
+                          color=COLOURS[0], markersize=5, label=state)  # fmt: skip
         axes.step([t["number"] for t in trials if so_far[trials.index(t)] is not None],
                   [value for value in so_far if value is not None],
                   where="post", color=INK, linewidth=1, alpha=0.6, label="best so far")  # fmt: skip
@@ -199,7 +217,7 @@ def importances(name: str, search: Mapping[str, Any]) -> Picture | None:
         return None
 
     def paint(axes: Any) -> None:
-        axes.barh([key for key, _ in shares], [value for _, value in shares], color=colour(0))
+        axes.barh([key for key, _ in shares], [value for _, value in shares], color=COLOURS[0])
         axes.set_xlim(0, 1)
 
     title = f"{name}: importance of the parameters"

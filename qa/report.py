@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qa import Interrupted, UserError
-from qa.study import FIELDS, Settings, read_study
+from qa.study import FIELDS, Settings, read_study, recorded_results
 
 SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*\s+|[。！？]|\n\s*")
 SENTENCE_CHARACTERS = 240  # shown at most on either side of an answer
@@ -36,7 +36,8 @@ def run_command(main: Callable[[], None]) -> None:
         sys.stderr.close()
         status = 141
     except OSError as error:  # a full disk, a folder that may not be written
-        print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        place = error.filename or "standard output, or a file"
+        print(f"error: {place}: {error.strerror or error}", file=sys.stderr)
         status = 2
     else:
         status = 0
@@ -123,10 +124,18 @@ def compare(console: Console, settings: Settings) -> dict[str, Any]:
     from qa import bertscore, comparison, runs, squad  # which load torch: not before it is needed
 
     read_study(settings.study)
-    folder = settings.run_dir().parent.parent
+    folder, title = settings.study_dir(), f"Study {settings.study}"
     found = runs.find_runs(folder)
     if not found:
-        raise UserError(f"{folder}: holds no finished run; train some: train.py --method lora …")
+        recorded = recorded_results(settings.study)
+        if settings.output_dir or not recorded.is_file():
+            raise UserError(
+                f"{folder}: there is no finished run; train some: train.py --method lora …"
+            )
+        say(console, f"no finished run in {folder}; this is what {shown(recorded)} holds")
+        made = squad.read_json(recorded)
+        present(console, folder, title, made, None, [])
+        return made
     tests = {run["fingerprints"]["test"]: run for run in found}
     if len(tests) > 1:
         one, other = list(tests.values())[:2]
@@ -148,8 +157,7 @@ def compare(console: Console, settings: Settings) -> dict[str, Any]:
     with console.status("comparing"):
         made = comparison.compare(found, predictions, examples, scorer)
     made = {"study": settings.study, **made}
-    title = f"Study {settings.study}"
-    present(console, settings.study_dir(), title, made, examples, predictions)
+    present(console, folder, title, made, examples, predictions)
     return made
 
 
@@ -184,7 +192,7 @@ def print_table(console: Console, made: Mapping[str, Any]) -> None:
     """One row a method, over its seeds; the best of each score marked, and what ties with it."""
     from qa import page
 
-    rows = made["rows"]
+    rows, letters = made["rows"], page.devices(made)
     for line in page.subtitle(made):
         say(console, line)
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
@@ -215,7 +223,7 @@ def print_table(console: Console, made: Mapping[str, Any]) -> None:
             str(len(row["seeds"])),
             *cells,
             page.number(cost["trainable_params"]),
-            page.number(cost["train_seconds"]),
+            page.seconds(cost, letters),
             *([search or "–"] if searched else []),
         )
     console.print(table)

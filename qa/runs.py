@@ -1,10 +1,11 @@
 """What a run leaves on disk, and how it is read back.
 
-A run is the folder studies/STUDY/runs/NAME/seed-N: config.json is there from the start,
-checkpoint/ and history.jsonl while it trains, eval_results.json last, as the sign that it is
-whole. Each file is written whole or not at all.
+A run is the folder runs/STUDY/NAME/seed-N: config.json is there from the start, checkpoint/ and
+history.jsonl while it trains, eval_results.json last, as the sign that it is whole. Each file is
+written whole or not at all, and is on the disk before the next one is written (see `checkpoint`).
 """
 
+import copy
 import gc
 import json
 import os
@@ -12,7 +13,6 @@ import platform
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -25,7 +25,7 @@ from qa.methods import Method, get_method
 from qa.model import SHORT_NAMES, Base, SpanModel, attach, load_base
 from qa.spans import Span, best_texts
 from qa.squad import Example, load_splits, read_json
-from qa.study import DATA_FIELDS, FIELDS, Settings, check_field, read_config
+from qa.study import DATA_FIELDS, FIELDS, Settings, check_field, read_config, with_defaults
 
 PACKAGES = (
     "torch",
@@ -87,8 +87,13 @@ def write_json(path: Path, content: Any) -> None:
     checkpoint.write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def environment(device: str, num_threads: int, num_processes: int) -> dict[str, Any]:
-    """Versions and machine kind, to be saved beside every figure."""
+def environment(
+    device: str, num_threads: int, num_processes: int, deterministic: bool
+) -> dict[str, Any]:
+    """Versions and machine kind, to be saved beside every figure.
+
+    deterministic: whether the same command gives the same bits (see `loop.determinism`).
+    """
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     if device == "cuda":
         import torch
@@ -102,6 +107,7 @@ def environment(device: str, num_threads: int, num_processes: int) -> dict[str, 
         "device": device,
         "num_threads": num_threads,
         "num_processes": num_processes,
+        "deterministic": deterministic,
     }
 
 
@@ -124,9 +130,10 @@ def peak_memory_mb(device: str) -> float:
 
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     # Not the resource usage where there is a choice: Linux hands a parent's peak down to it.
-    with suppress(OSError, AttributeError):
-        status = Path("/proc/self/status").read_text()
-        return round(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024, 1)
+    with suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if found:  # some containers' kernels leave the line out
+            return round(int(found[1]) / 1024, 1)
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
@@ -152,17 +159,18 @@ def _other_settings(run_dir: Path, settings: Settings, num_processes: int) -> di
     """{name: 'name: there X, now Y'} of settings in which the run on disk differs."""
     try:
         saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-        values, processes = saved["settings"], saved.get("num_processes", num_processes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {"config.json": "config.json: unreadable there"}
+        values = with_defaults(saved["settings"])
+        processes = saved.get("num_processes", num_processes)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
+        return {"config.json": "config.json: missing or unreadable there"}
     given = json.loads(json.dumps(asdict(settings)))
     pairs = {
-        name: (values.get(name), now)
+        name: (values[name], now)
         for name, now in given.items()
         if FIELDS[name].metadata["affects_result"] and name != "hyperparameters"
         if now is not None or name not in SETTLED_AT_START
     }
-    given, there = given["hyperparameters"], values.get("hyperparameters", {})
+    given, there = given["hyperparameters"], values["hyperparameters"]
     pairs |= {name: (there.get(name), given.get(name)) for name in given | there}
     pairs["processes"] = processes, num_processes  # of which the effective batch is a multiple
     return {
@@ -242,12 +250,17 @@ def open_run(
     and deleted. Raises UserError where one with others is there, and --overwrite is not given.
     """
     run_dir, different = settings.run_dir(), {}
-    if (run_dir / "config.json").exists():
+    checkpoint.clear_leftovers(run_dir)
+    begun = (run_dir / "config.json").exists() or _has_checkpoint(run_dir)
+    if begun:
         different = _other_settings(run_dir, settings, num_processes)
     if settings.overwrite or (different and different.keys() <= set(searched)):
-        shutil.rmtree(run_dir, ignore_errors=True)
+        checkpoint.delete(run_dir)
+        begun = False
     run_dir.mkdir(exist_ok=True)
-    if not (run_dir / "config.json").exists():
+    for folder in (run_dir.parent, run_dir.parent.parent):
+        checkpoint.flush(folder)
+    if not begun:
         return None
     if different:
         raise UserError(
@@ -255,15 +268,20 @@ def open_run(
             "give --run_name or --output_dir for another folder, or --overwrite"
         )
     results = read_results(run_dir)
-    started = any((run_dir / "checkpoint").glob("step-*"))
-    if results is None and started and not settings.resume:
+    if results:
+        shutil.rmtree(run_dir / "checkpoint", ignore_errors=True)  # if a kill came before that
+    elif _has_checkpoint(run_dir) and not settings.resume:
         raise UserError(f"{run_dir}: holds an unfinished run; give --resume or --overwrite")
     return results
 
 
+def _has_checkpoint(run_dir: Path) -> bool:
+    return any((run_dir / "checkpoint").glob("step-*"))
+
+
 def check_fingerprints(run_dir: Path, fingerprints: Mapping[str, str]) -> None:
     """Refuse to go on from a checkpoint where data or encoder are no longer what they were."""
-    if not any((run_dir / "checkpoint").glob("step-*")):
+    if not _has_checkpoint(run_dir):
         return
     saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["fingerprints"]
     changed = [name for name, value in fingerprints.items() if saved[name] != value]
@@ -276,7 +294,7 @@ def check_fingerprints(run_dir: Path, fingerprints: Mapping[str, str]) -> None:
 
 def num_threads_of(run_dir: Path) -> int | None:
     """Threads of the unfinished run that is there: with others it would not end in the same bytes."""
-    if not any((run_dir / "checkpoint").glob("step-*")):
+    if not _has_checkpoint(run_dir):
         return None
     saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
     return saved["settings"]["num_threads"]
@@ -328,24 +346,36 @@ def save_model(run_dir: Path, model: SpanModel, base: Base, settings: Settings) 
     """Write what was trained, and the tokenizer; the bytes of the trained weights' file."""
     from safetensors.torch import save_file
 
+    if not (run_dir / "config.json").exists():
+        raise UserError(
+            f"{run_dir}: its config.json was deleted while it trained, without which the weights "
+            "are of no use; train it again"
+        )
     size = 0
-    with tempfile.TemporaryDirectory(dir=run_dir, prefix=".saving-") as name:
-        folder = Path(name)
+    with checkpoint.scratch(run_dir / "weights") as folder:
+        folder.mkdir()
         base.tokenizer.save_pretrained(folder)
         if model.method.config:
-            config = model.network.peft_config["default"]
-            config.base_model_name_or_path = settings.model_name_or_path
-            config.revision = base.revision
-            config.save_pretrained(folder)
+            _save_peft_config(model, base, settings, folder)
         tensors = {key: tensor.cpu().contiguous() for key, tensor in _tensors(model).items()}
         if tensors:
             file = folder / _weights_file(model.method)
             save_file(tensors, file)
             size = file.stat().st_size
-        for path in folder.iterdir():
+        for path in sorted(folder.iterdir()):
             path.chmod(0o644)  # safetensors writes files that only their owner may read
-            os.replace(path, run_dir / path.name)
+            checkpoint.publish(path, run_dir / path.name)
     return size
+
+
+def _save_peft_config(model: SpanModel, base: Base, settings: Settings, folder: Path) -> None:
+    config = copy.copy(model.network.peft_config["default"])
+    config.base_model_name_or_path = settings.model_name_or_path
+    config.revision = base.revision
+    for name, value in vars(config).items():
+        if isinstance(value, set):  # which PEFT would write in another order in each process
+            setattr(config, name, sorted(value))
+    config.save_pretrained(folder)
 
 
 def load_run(run_dir: Path) -> tuple[SpanModel, Base, Settings]:
@@ -418,7 +448,7 @@ def write_outcome(
         "run_name": settings.run_name or method.name,
         "seed": settings.seed,
         "summary": method.summary,
-        "run_dir": f"{settings.output_dir or f'studies/{settings.study}/runs'}/"
+        "run_dir": f"{settings.output_dir or f'runs/{settings.study}'}/"
         f"{settings.run_name or method.name}/seed-{settings.seed}",
     }
     loader = "qa.model.load_base({!r}).model"  # the only one to know short names
@@ -473,7 +503,8 @@ def check_seeds(found: Sequence[Mapping]) -> None:
     """
     firsts: dict[str, tuple[str, dict]] = {}
     for run in found:
-        values = {name: run["settings"].get(name) for name, f in FIELDS.items()
+        settings = with_defaults(run["settings"])
+        values = {name: settings[name] for name, f in FIELDS.items()
                   if f.metadata["affects_result"] and name not in NOT_COMPARED}  # fmt: skip
         values |= {f"{name} data": run["fingerprints"][name] for name in ("train", "validation")}
         if run["head_trained"]:  # else each seed draws a head of its own

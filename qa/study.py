@@ -14,7 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / "studies"
 DATA_FIELDS = ("dataset_name", "train_file", "validation_file", "test_file")
 DATA_SOURCES = ("dataset_name", "train_file")
+
+
+def recorded_results(study: str) -> Path:
+    """What is recorded of a study of the repository, in the form of results.json."""
+    return STUDIES / study / "recorded/results.json"
 
 
 def setting(default: Any, help: str, *, affects_result: bool = True, **limits: Any) -> Any:
@@ -132,7 +137,7 @@ class Settings:
     )
 
     output_dir: str | None = setting(
-        None, "folder of the runs (default: studies/STUDY/runs)", affects_result=False
+        None, "folder of the runs (default: runs/STUDY)", affects_result=False
     )
     run_name: str | None = setting(None, "default: the method's name", affects_result=False)
     report_to: str | None = setting(
@@ -143,12 +148,11 @@ class Settings:
     resume: bool = setting(False, "go on from the last checkpoint", affects_result=False)
 
     def study_dir(self) -> Path:
-        """Where the study's results and its search stand."""
-        return expand_path(self.output_dir) if self.output_dir else STUDIES / self.study
+        """Where the study's runs, its search and its results stand."""
+        return expand_path(self.output_dir) if self.output_dir else Path("runs", self.study)
 
     def run_dir(self) -> Path:
-        base = self.study_dir() if self.output_dir else STUDIES / self.study / "runs"
-        return base / (self.run_name or self.method) / f"seed-{self.seed}"
+        return self.study_dir() / (self.run_name or self.method) / f"seed-{self.seed}"
 
 
 FIELDS = {f.name: f for f in fields(Settings)}
@@ -156,6 +160,22 @@ TYPES = typing.get_type_hints(Settings)
 OF_A_COMMAND = {"resume", "overwrite"}  # that is given anew, not taken from a saved run
 NOT_IN_STUDY = {"study", "method", "hyperparameters", *OF_A_COMMAND}
 NOT_SETTINGS = {"methods", "description", "search"}  # what else a study.yaml holds
+
+
+def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved settings; one that was not there yet has its default.
+
+    saved: as JSON holds them. Hyperparameters have those of the method's row. Raises UserError where
+    the method is unknown.
+    """
+    made = {
+        name: f.default if f.default is not MISSING else f.default_factory()
+        for name, f in FIELDS.items()
+    }
+    filled = {**json.loads(json.dumps(made)), **saved}
+    params = get_method(filled["method"]).params
+    own = {name: param.default for name, param in params.items()}
+    return {**filled, "hyperparameters": {**own, **filled["hyperparameters"]}}
 
 
 def suggest(name: str, valid: Sequence[str]) -> str:
@@ -308,6 +328,15 @@ def read_config(path: str) -> Layer:
     )
 
 
+def check_folder_name(name: str, value: str | None) -> None:
+    """Raise UserError for the value of a setting that would name a folder elsewhere, or hide it."""
+    if value is not None and not re.fullmatch(r"\w[\w.+-]*", value):
+        raise UserError(
+            f"{name}: {value[:60]!r} cannot name a folder; use letters, digits, and . _ + - , and "
+            "begin with a letter or digit"
+        )
+
+
 def resolve(flags: Layer, config: str | None = None) -> tuple[Settings, dict[str, str]]:
     """Layer upon layer → the settings, and the origin of each. Raises UserError."""
     saved = read_config(str(expand_path(config))) if config else None
@@ -341,8 +370,8 @@ def resolve(flags: Layer, config: str | None = None) -> tuple[Settings, dict[str
             origins[name] = layer.origin
     values.update(method=row.name, study=study, hyperparameters=hyperparameters)
     settings = Settings(**values)
-    if settings.run_name is not None and not re.fullmatch(r"[\w.+-]+", settings.run_name):
-        raise UserError("run_name: use letters, digits, and . _ + - (it names a folder)")
+    for name in ("study", "run_name"):  # a config file may hold anything
+        check_folder_name(name, getattr(settings, name))
     if settings.doc_stride >= settings.max_seq_length - 8:
         raise UserError(
             f"doc_stride: {settings.doc_stride} leaves windows of {settings.max_seq_length} tokens "

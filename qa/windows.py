@@ -10,7 +10,6 @@ Shapes: W windows, E examples, C distinct contexts, B windows in a batch, T toke
 
 import hashlib
 import itertools
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from qa import UserError
+from qa.checkpoint import publish, scratch
 from qa.squad import Split
 
 FORMAT = "windows 2"  # part of the fingerprint: raise it when the arrays change
@@ -277,12 +277,12 @@ def _write_cache(path: Path | None, arrays: dict[str, np.ndarray]) -> None:
 
     if path is None:
         return
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
+        with scratch(path) as temporary:
+            save_file(arrays, temporary)
+            publish(temporary, path)
+    except (OSError, UserError) as error:  # a full disk, too: what is cached can be built again
         warnings.warn(f"windows are not cached: {error}", stacklevel=2)
 
 

@@ -70,3 +70,19 @@ def test_ranks_go_down_to_the_budget(encoder):
 def test_a_budget_that_is_no_smaller_is_refused(encoder):
     with pytest.raises(UserError, match=r"target_r: 12 must be below init_r \(12\)"):
         make_model(encoder, target_r=12)
+
+
+def test_the_plan_is_there_after_a_resume_without_an_update(encoder, tmp_path):
+    """What is saved with a run says when its ranks moved."""
+    split = toy_split(24)
+    settings = small_settings(num_train_epochs=4)
+    plans = []
+    for _ in range(2):  # the second goes on from the checkpoint of the last update
+        base, model = make_model(encoder)
+        windows = build_windows(split, base.tokenizer, 64, 16)
+        losses = iter((3.0, 2.0, 1.0, 0.5))
+        loop.fit(Accelerator(cpu=True), model, windows, settings,
+                 lambda losses=losses: {"eval_loss": next(losses)}, checkpoint_dir=tmp_path)  # fmt: skip
+        config = model.network.peft_config["default"]
+        plans.append((config.total_step, config.tinit, config.tfinal, config.deltaT))
+    assert plans[0] == plans[1] == (12, 1, 6, 10)

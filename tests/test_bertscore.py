@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from qa import UserError, bertscore, metrics
 from qa.squad import Example, read_file
 from qa.study import ROOT
-from tests.conftest import make_encoder
+from tests.conftest import SQUAD_DIR, make_encoder
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,27 @@ def test_200_pairs_equal_the_librarys_own(scorer, examples):
     _, _, expected = library.score([a for a, _ in pairs], [b for _, b in pairs])
     assert scorer.pairs(pairs) == pytest.approx(expected.tolist(), abs=1e-5)
     assert scorer.pairs(pairs[::-1]) == scorer.pairs(pairs)[::-1]
+
+
+def test_scores_are_the_same_to_the_last_digit_in_every_process(scorer, squad_dev):
+    """bert-score makes its batches in the order of a set, and what was scored before changes none."""
+    program = """
+import sys
+from qa import bertscore
+from qa.squad import read_file
+from tests.test_bertscore import spans
+examples = read_file("test", sys.argv[1]).examples[:400]
+scorer = bertscore.make_scorer("embedded", None, False)
+print(scorer.score([spans(examples)], examples).tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, SQUAD_DIR / "dev-v1.1.json"],
+        capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    examples = squad_dev.examples[:400]
+    scorer.score([spans(examples, 1)], examples[:100])
+    assert json.loads(done.stdout) == scorer.score([spans(examples)], examples).tolist()
 
 
 def test_the_best_gold_answer_counts_and_nothing_is_worth_nothing(scorer):

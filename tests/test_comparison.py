@@ -119,24 +119,62 @@ def test_slices_divide_the_questions():
             assert found["low"] <= found["value"] <= found["high"]
 
 
-def test_costs_and_f1_per_each():
+def test_costs_are_means_over_seeds():
     search = {"n_trials": 4, "seconds": 120.0}
     made = compare([run("lora", search=search)], [1.0], [history(50, 60)])
     cost = made["rows"][0]["cost"]
     assert cost["examples_per_second"] == pytest.approx(20 / (1 + 0.5))  # 10 at 10/s, 10 at 20/s
-    assert cost["f1_per"] == pytest.approx({
-        "1,000 trained parameters": 100 / 0.01, "kB of adapter": 25, "minute of training": 200,
-        "GB of memory": 200, "minute of search": 50,
-    })  # fmt: skip
+    assert (cost["train_seconds"], cost["search_seconds"]) == (30.0, 120.0)
     assert "nothing to compare" in made["findings"][0]
-    free = compare([run("pretrained", trainable_params=0, train_seconds=0.0)], [1.0])
-    assert free["rows"][0]["cost"]["f1_per"]["kB of adapter"] is None
 
 
-def test_convergence_is_measured_against_a_runs_own_best():
-    assert comparison.converged_step(history(90, 94, 96, 100)) == 30
-    assert comparison.converged_step(history(100, 50)) == 10
-    assert comparison.converged_step([]) is None
+def on(machine, device="cpu", num_threads=1):
+    return {
+        "machine": machine, "device": device, "num_threads": num_threads, "num_processes": 1,
+    }  # fmt: skip
+
+
+def test_seconds_of_several_devices_are_named_and_not_put_together():
+    gpu, slow = on("Linux, H200", "cuda"), on("Linux, 2 cores")
+    runs = [
+        run("lora", 1, environment=gpu), run("lora", 2, environment=gpu),
+        run("head", trainable_params=2, environment=slow),
+        run("full", 1, environment=gpu), run("full", 2, environment=slow),
+    ]  # fmt: skip
+    examples = make_examples()
+    made = compare(runs, [0.95, 0.95, 0.1, 0.3, 0.3], examples=examples)
+    costs = {row["run_name"]: row["cost"] for row in made["rows"]}
+    assert costs["lora"]["devices"] == ["Linux, H200"] and costs["lora"]["train_seconds"] == 30
+    assert costs["full"]["train_seconds"] is None, "of two devices there is no mean"
+    said = " ".join(made["findings"])
+    assert "in 30 s on Linux, H200 a seed" in said
+    assert "trains 5.0 times fewer parameters in 30 s on Linux, 2 cores, 1 thread" in said
+    table = page.markdown(made, "")
+    letters = page.devices(made)
+    assert f"| 30 {letters['Linux, H200']} |" in table and "do not compare" in table
+    alone = compare(runs[:2], [0.9, 0.9])
+    assert page.devices(alone) == {} and "trained on Linux, H200" in page.subtitle(alone)
+
+
+def test_convergence_is_measured_to_one_target_for_all_runs():
+    """A run that never improves does not get anywhere first."""
+    assert comparison.converged_step(history(90, 94, 96, 100), 95) == 30
+    assert comparison.converged_step(history(90, 94), 95) is None
+    runs = [run(name, seed) for name in ("lora", "prompt_tuning") for seed in (1, 2)]
+    flat, rising = history(20, 20, 20), history(20, 79, 80)
+    made = compare(runs, [0.5] * 4, [rising, rising, flat, flat])
+    assert made["target_f1"] == 0.95 * 80
+    steps = {row["run_name"]: row["converged_steps"] for row in made["rows"]}
+    assert steps == {"lora": [20, 20], "prompt_tuning": [None, None]}
+    assert made["claims"][0]["answer"] == "yes"
+    assert "by seed: 20, 20 against never, never" in made["claims"][0]["evidence"]
+    json.dumps(made, allow_nan=False)
+    for index, one in enumerate(runs):
+        one["fingerprints"] = {"validation": str(index % 2)}
+    made = compare(runs, [0.5] * 4, [rising, rising, flat, flat])
+    assert made["claims"][0] | {"claim": ""} == {
+        "claim": "", "answer": "undecided", "evidence": "their validation splits differ",
+    }  # fmt: skip
 
 
 def test_without_the_test_data_nothing_is_said_of_differences():

@@ -47,7 +47,7 @@ def test_what_cannot_be_exported_leaves_nothing(finished, tmp_path):
         (finished["prompt_tuning"], tmp_path / "a", "prompt_tuning cannot be merged: virtual"),
         (finished["lora"], tmp_path / "full", "is there already; name a new folder"),
         (finished["lora"], tmp_path / "full/file", "is there already; name a new folder"),
-        (finished["lora"], tmp_path / "full/file/deeper", "cannot be made"),
+        (finished["lora"], tmp_path / "full/file/deeper", "cannot be written"),
         (tmp_path / "none", tmp_path / "b", "is no run's folder"),
         (tmp_path / "full", tmp_path / "b", "is no run's folder"),
     ):

@@ -2,6 +2,8 @@
 
 import copy
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -228,6 +230,34 @@ def test_a_non_finite_loss_stops_before_the_update(accelerator, encoder, where):
             run_fit(accelerator, task, small_settings(), losses=[math.nan])
 
 
+def test_an_infinite_gradient_of_a_finite_loss_stops_before_the_update(accelerator, encoder):
+    task = make_task(encoder)
+    model = task[0]
+    before = {n: p.detach().clone() for n, p in model.trainable().items()}
+    weight = next(p for n, p in model.trainable().items() if "lora_B" in n)
+    weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), math.inf))
+    with pytest.raises(loop.NonFiniteLoss, match=r"gradient norm (inf|nan) at update 1, epoch 1"):
+        run_fit(accelerator, task, small_settings())
+    assert all(torch.equal(before[n], p) for n, p in model.trainable().items())
+
+
+def test_the_longest_windows_are_predicted_first(accelerator, encoder):
+    """So that too little memory shows at once."""
+    base, model = make_model(encoder)
+    short, long = toy_split(12), toy_split(12, seed=1, words=30)
+    split = replace(
+        short, examples=[e for pair in zip(short.examples, long.examples) for e in pair]
+    )
+    windows = build_windows(split, base.tokenizer, 64, 16)
+    seen = []
+    model.register_forward_pre_hook(
+        lambda module, args, inputs: seen.append(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    settings = small_settings(per_device_eval_batch_size=4)
+    loop.predict(accelerator, model, windows, split.examples, settings)
+    assert len(set(seen)) > 1 and seen == sorted(seen, reverse=True)
+
+
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(accelerator, encoder):
     """A forward that fails above 3 windows, as a full GPU would; same weights as without."""
     settings = small_settings(learning_rate=1e-2)
@@ -277,15 +307,30 @@ def test_an_operation_without_a_deterministic_way_is_let_through(accelerator, en
         torch.use_deterministic_algorithms(True)
         with pytest.raises(RuntimeError, match="deterministic"):
             put(model, None)
-        with pytest.warns(UserWarning, match="put_"):
+        with pytest.warns(UserWarning, match="put_"), loop.determinism() as deterministic:
             again = loop.predict(accelerator, model, windows, split.examples, settings)
-        torch.use_deterministic_algorithms(True)
-        with pytest.warns(UserWarning, match="put_"):
+            assert not deterministic()
+        with pytest.warns(UserWarning, match="put_"), loop.determinism() as deterministic:
+            assert deterministic()
             progress, found = run_fit(accelerator, task, settings)
+            assert not deterministic()
+        with pytest.raises(RuntimeError, match="deterministic"):
+            put(model, None)  # what runs next is held to it again
     finally:
         torch.use_deterministic_algorithms(False)
     assert again == answers
     assert progress.step == 10 and all(torch.equal(found[n], expected[n]) for n in expected)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_every_kind_of_device_is_seeded(monkeypatch, kind):
+    seeded = []
+    module = SimpleNamespace(manual_seed=seeded.append)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    process = SimpleNamespace(process_index=1, device=torch.device(kind))
+    for step in (3, 3, 4):
+        loop._seed(process, 42, step)
+    assert seeded[0] == seeded[1] != seeded[2]
 
 
 def test_a_scale_of_losses_is_not_carried_from_one_fit_to_the_next(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from qa import comparison, page, pictures
+from qa.methods import METHODS
 from qa.squad import Example
 from tests.test_comparison import answers, history, make_examples, run
 
@@ -164,10 +165,23 @@ def test_every_picture_says_what_it_shows(report):
 
 def test_pictures_are_the_same_each_time_and_escape():
     curve = [("<b>", 1, history(10, 20)), ("b", 2, history(10, 30))]
-    one = pictures.learning_curves("eval_f1", "F1 <i>", curve)
-    assert one == pictures.learning_curves("eval_f1", "F1 <i>", curve)
+    style = pictures.styles([run("<b>"), run("b")])
+    one = pictures.learning_curves("eval_f1", "F1 <i>", curve, style)
+    assert one == pictures.learning_curves("eval_f1", "F1 <i>", curve, style)
     assert "&lt;b&gt;" in one.svg and "<i>" not in one.svg
-    assert pictures.learning_curves("eval_f1", "F1", [("a", 1, [])]) is None
+    assert pictures.learning_curves("eval_f1", "F1", [("a", 1, [])], style) is None
+
+
+def test_a_methods_colour_is_the_same_on_every_page():
+    names = ["lora", "lora-tuned", "lora-20k", *(name for name in METHODS if name != "lora")]
+    rows = [run(name, method=name.split("-")[0]) for name in names]
+    styles = pictures.styles(rows)
+    assert len(set(styles.values())) == len(rows), "all are told apart"
+    for some in (rows[:1], rows[2::-1], rows[::7]):
+        for name, (colour, _) in pictures.styles(some).items():
+            assert colour == styles[name][0]
+    assert len({styles[name][0] for name in names[:3]}) == 1
+    assert pictures.styles([run("somebody's")])
 
 
 def test_markdown_has_the_table_and_escapes(report):

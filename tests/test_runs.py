@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,163 @@ def test_a_stopped_run_goes_on_as_it_was(
     assert one.read_bytes() == other.read_bytes()
 
 
+def stop_at(finished_only, monkeypatch, settings, origins):
+    """Train until a signal stops it: after the first update, or in the last evaluation."""
+    where = "on_evaluation" if finished_only else "on_step"
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(displays.TrainingDisplay, where, interrupt)
+        train.train(settings, origins, Accelerator(cpu=True), 1, report.make_console(quiet=True))
+
+
+def test_what_a_kill_kept_from_history_comes_from_the_checkpoint(
+    finished, encoder, toy_files, tmp_path, monkeypatch
+):
+    """The last checkpoint is written a moment before the last row of history."""
+    flags = [*command_flags(encoder, toy_files, tmp_path), "--method", "adalora", "--resume"]
+    settings, origins = train.parse(flags)
+    stop_at(True, monkeypatch, settings, origins)
+    history = settings.run_dir() / "history.jsonl"
+    history.write_text("".join(history.read_text().splitlines(keepends=True)[:-1]))
+    train_one(flags)
+    assert [row["step"] for row in runs.read_history(settings.run_dir())] == [8, 16]
+    reference = finished["adalora"][0].run_dir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (settings.run_dir() / name).read_bytes() == (reference / name).read_bytes()
+
+
+def test_all_is_on_the_disk_before_the_results_are_there(encoder, toy_files, tmp_path, monkeypatch):
+    """In the order of calls: after a power cut a run that looks finished is whole."""
+    done = []
+    flush, replace, rmtree = os.fsync, os.replace, shutil.rmtree
+
+    def note(kind, path):
+        done.append((kind, str(path)))
+
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (note("flush", os.readlink(f"/proc/self/fd/{fd}")), flush(fd))
+    )
+    monkeypatch.setattr(os, "replace", lambda a, b: (note(str(a), b), replace(a, b)))
+    monkeypatch.setattr(shutil, "rmtree", lambda p, **k: (note("delete", p), rmtree(p, **k)))
+    flags = [*command_flags(encoder, toy_files, tmp_path), "--method", "lora"]
+    folder = train_one(flags)[0].run_dir()
+    published = {path: (i, source) for i, (source, path) in enumerate(done)
+                 if Path(path).parent == folder and source not in ("flush", "delete")}  # fmt: skip
+    finished, _ = published[str(folder / "eval_results.json")]
+    assert {Path(path).name for path in published} == {path.name for path in folder.iterdir()}
+    for moment, source in published.values():
+        assert done[moment - 1] == ("flush", source), "its content, before it has its name"
+        assert done[moment + 1] == ("flush", str(folder)), "and its name"
+        assert moment <= finished
+    deleted = [i for i, call in enumerate(done) if call == ("delete", str(folder / "checkpoint"))]
+    assert deleted and min(deleted) > finished + 1
+    assert ("flush", str(folder.parent)) in done[:finished], "the folder's own name"
+
+
+def test_a_run_that_is_overwritten_is_never_seen_in_part(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "lora/seed-42"
+    shutil.copytree(finished["lora"][0].run_dir(), folder)
+    settings = replace(finished["lora"][0], output_dir=str(tmp_path), overwrite=True)
+
+    def killed(path, **options):
+        (path / "adapter_model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        runs.open_run(settings, 1)
+    assert runs.find_runs(tmp_path) == []
+    assert runs.open_run(replace(settings, overwrite=False), 1) is None
+    assert [path.name for path in folder.parent.iterdir()] == ["seed-42"], "nothing is left of it"
+
+
+def test_a_config_that_is_deleted_while_it_trains_is_an_error(
+    encoder, toy_files, tmp_path, monkeypatch
+):
+    flags = [*command_flags(encoder, toy_files, tmp_path), "--method", "head"]
+    config = tmp_path / "head/seed-42/config.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(displays.TrainingDisplay, "on_evaluation", lambda *_: config.unlink(True))
+        with pytest.raises(UserError, match=r"config\.json was deleted while it trained"):
+            train_one(flags)
+    assert not (config.parent / "eval_results.json").exists()
+    with pytest.raises(UserError, match=r"config\.json: missing or unreadable there"):
+        train_one([*flags, "--resume"])
+    with monkeypatch.context() as patch:
+        gone = lambda *_: shutil.rmtree(config.parent, ignore_errors=True)  # noqa: E731
+        patch.setattr(displays.TrainingDisplay, "on_step", gone)
+        with pytest.raises(UserError, match=r"cannot be written \(No such file"):
+            train_one([*flags, "--overwrite"])
+    assert not config.parent.exists()
+
+
+def test_a_full_disk_ends_a_run_in_one_line_and_the_cache_does_not(
+    finished, encoder, toy_files, tmp_path
+):
+    """No file may grow beyond so many bytes; then there is room, and the run goes on."""
+    flags = [*command_flags(encoder, toy_files, tmp_path), "--method", "full"]
+    small = "import resource, runpy, sys; sys.argv[:1] = ['train.py']; "
+    small += "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2); "
+    small += "runpy.run_path('train.py', run_name='__main__')"
+
+    def train_in(room):
+        command = [sys.executable, "-W", "ignore", "-c", small, str(room), *flags, "--resume"]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+    for room, place in ((500, "config.json"), (10_000, "checkpoint/step-00000008")):
+        done = train_in(room)
+        assert done.returncode == 2
+        *warnings, line = done.stderr.splitlines()
+        assert line.startswith(
+            f"error: {tmp_path}/full/seed-42/{place}: cannot be written (File too"
+        )
+        assert not list((tmp_path / "full/seed-42").rglob(".*"))
+        assert room > 500 or not list((tmp_path / "cache").rglob("*.*"))
+        assert len(warnings) < 4
+    train_one([*flags, "--resume"])
+    one, other = (folder / "model.safetensors"
+                  for folder in (tmp_path / "full/seed-42", finished["full"][0].run_dir()))  # fmt: skip
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_setting_that_was_not_there_yet_has_its_default(finished, tmp_path):
+    """In an older run, hyperparameters too."""
+    settings, results = finished["lora"]
+    folder = tmp_path / "lora/seed-42"
+    shutil.copytree(settings.run_dir(), folder)
+    shutil.copytree(folder, tmp_path / "lora/seed-43")
+    config = json.loads((folder / "config.json").read_text())
+    del config["settings"]["warmup_ratio"], config["settings"]["hyperparameters"]["lora_dropout"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert runs.open_run(replace(settings, output_dir=str(tmp_path)), 1)["seed"] == 42
+    other = tmp_path / "lora/seed-43/eval_results.json"
+    other.write_text(json.dumps({**results, "seed": 43}))
+    runs.check_seeds(runs.find_runs(tmp_path))
+    changed = replace(settings, output_dir=str(tmp_path), warmup_ratio=0.5)
+    with pytest.raises(UserError, match=r"warmup_ratio: there 0\.06, now 0\.5"):
+        runs.open_run(changed, 1)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../x", "/tmp/x", ".hidden", "a/b", "a\n"])
+@pytest.mark.parametrize("setting", ["run_name", "study"])
+def test_no_name_leads_out_of_its_folder(finished, tmp_path, setting, name):
+    """Given on the command line, or in a config file from somewhere."""
+    config = json.loads((finished["head"][0].run_dir() / "config.json").read_text())
+    config["settings"][setting] = name
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=setting):
+        train.parse(["--config", str(tmp_path / "config.json")])
+    with pytest.raises(UserError, match=setting):
+        train.parse([f"--{setting}", name])
+
+
+def test_equal_runs_have_equal_adapter_configs(finished):
+    """PEFT keeps names in a set, whose order each process draws anew."""
+    for method in ("lora", "adalora"):
+        config = json.loads((finished[method][0].run_dir() / "adapter_config.json").read_text())
+        assert len(config["target_modules"]) > 4
+        assert config["target_modules"] == sorted(config["target_modules"])
+
+
 def test_an_unfinished_run_asks_for_a_decision(finished, encoder, toy_files, tmp_path):
     flags = [*command_flags(encoder, toy_files, tmp_path), "--method", "head"]
     settings, _ = train_one(flags)
@@ -253,6 +411,12 @@ def test_short_names_keep_machine_paths_out_of_saved_files(squad_dir, tmp_path):
         assert "site-packages" not in path.read_text()
     adapter = json.loads((settings.run_dir() / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == "minilm-l6"
+
+
+def test_peak_memory_where_the_system_does_not_tell_it(monkeypatch):
+    """As in some containers: VmHWM is not there."""
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: "Name:\tpython\n")
+    assert runs.peak_memory_mb("cpu") > 50
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be reset")

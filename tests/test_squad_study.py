@@ -17,7 +17,11 @@ from qa.study import ROOT, STUDIES
 from studies.squad import data, faults, record, restore
 from tests.test_model import batch
 
-RECORDED = [study for study in record.RECORDED if (STUDIES / study / record.PREDICTIONS).is_file()]
+RECORDED = [
+    study
+    for study in record.RECORDED
+    if (STUDIES / study / "recorded" / record.PREDICTIONS).is_file()
+]
 
 
 @pytest.mark.parametrize("study", RECORDED)
@@ -60,10 +64,10 @@ def test_what_is_shipped_is_the_best_on_validation():
 
 @pytest.mark.parametrize("study", record.RECORDED)
 def test_recorded_runs_come_back_as_they_were(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(restore, "STUDIES", tmp_path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["restore.py"])
     restore.main()
-    folder, made = tmp_path / study / "runs", record.results(study)
+    folder, made = record.runs_of(study), record.results(study)
     found = runs.find_runs(folder)
     assert found == made["runs"]
     runs.check_seeds(found)
@@ -160,7 +164,7 @@ def test_the_faults_are_what_they_are_called():
 
 
 def test_the_recorded_ablation_is_whole():
-    found = json.loads(faults.FILE.read_text())
+    found = json.loads(faults.RECORDED.read_text())
     assert [(row["method"], tuple(row["faults"])) for row in found["rows"]] == faults.ROWS
     f1 = {(row["method"], *row["faults"]): row["eval_f1"] for row in found["rows"]}
     untouched, prompt = f1["pretrained",], f1["prompt_tuning",]

@@ -1,4 +1,4 @@
-"""What was found: each study's README says what its results.json holds."""
+"""What was found: each study's README says what its recorded results hold."""
 
 import json
 from statistics import mean
@@ -7,14 +7,14 @@ import pytest
 
 from qa.methods import METHODS
 from qa.model import load_base
-from qa.study import STUDIES
+from qa.study import STUDIES, recorded_results
 
-RECORDED = sorted(path.parent.name for path in STUDIES.glob("*/results.json"))
+RECORDED = sorted(path.parent.parent.name for path in STUDIES.glob("*/recorded/results.json"))
 
 
 def mean_f1(study):
     """Runs by name, and their mean F1 over seeds."""
-    runs = json.loads((STUDIES / study / "results.json").read_text())["runs"]
+    runs = json.loads(recorded_results(study).read_text())["runs"]
     names = {run["run_name"] for run in runs}
     return runs, {n: mean(r["eval_f1"] for r in runs if r["run_name"] == n) for n in names}
 

@@ -1,10 +1,10 @@
 """What may have gone wrong in the starting report? Its faults, put back one by one.
 
     python -m studies.squad.data
-    python -m studies.squad.faults --num_threads 1    # → studies/squad/faults.json
+    python -m studies.squad.faults --num_threads 1    # → runs/squad/faults.json
 
 Each row is the report's recipe on a part of SQuAD (three epochs, one seed), with the faults it
-names. Stopped at any moment, the same command goes on with the next row. Flags are train.py's.
+names. Stopped at any moment, the same command goes on with the next row, or after the recorded ones. Flags are train.py's.
 """
 
 import itertools
@@ -24,7 +24,8 @@ from qa.model import SpanModel, load_base
 from qa.study import FIELDS, Parser, Settings, add_settings
 from studies.squad.data import FOLDER
 
-FILE = Path(__file__).with_suffix(".json")
+FILE = Settings(study="squad").study_dir() / "faults.json"
+RECORDED = Path(__file__).with_name("recorded") / "faults.json"
 FAULTS = {
     "head": "freshly initialised span head",
     "segments": "segment ids dropped",
@@ -86,9 +87,12 @@ def main() -> None:
     parser.parse_args()
     settings, _ = train.parse([*RECIPE, *sys.argv[1:]])
     command = " ".join(["python -m studies.squad.faults", *sys.argv[1:]])
-    found = json.loads(FILE.read_text()) if FILE.is_file() else {"command": command, "rows": []}
+    found, begun = {"command": command, "rows": []}, FILE if FILE.is_file() else RECORDED
+    if begun.is_file():
+        found = json.loads(begun.read_text())
     if found["command"] != command:
-        raise UserError(f"{FILE.name} is of another command ({found['command']}); move it away")
+        raise UserError(f"{begun} is of another command ({found['command']}); move it away")
+    FILE.parent.mkdir(parents=True, exist_ok=True)
     accelerator, num_threads = train.start(settings)
     prepared = train.prepare(settings, accelerator)
     scorer = bertscore.scorer_of(settings)
@@ -96,20 +100,22 @@ def main() -> None:
     for method, faults in itertools.islice(ROWS, len(found["rows"]), None):
         settings, _ = train.parse([*RECIPE, "--method", method, *sys.argv[1:]])
         model = faulty_model(settings, faults).to(accelerator.device)
-        history = []
-        if model.trainable():
-            history = loop.fit(
-                accelerator,
-                model,
-                prepared.windows["train"],
-                settings,
-                lambda s=settings, m=model: train.validate(s, accelerator, m, prepared),
-            ).history
-        accelerator.free_memory()
-        examples = prepared.splits["test"].examples
-        texts = spans.best_texts(
-            loop.predict(accelerator, model, prepared.windows["test"], examples, settings)[0]
-        )
+        history, examples = [], prepared.splits["test"].examples
+        with loop.determinism() as deterministic:
+            if model.trainable():
+                history = loop.fit(
+                    accelerator,
+                    model,
+                    prepared.windows["train"],
+                    settings,
+                    lambda s=settings, m=model: train.validate(s, accelerator, m, prepared),
+                ).history
+            accelerator.free_memory()
+            found_spans, _ = loop.predict(
+                accelerator, model, prepared.windows["test"], examples, settings
+            )
+            environment = runs.environment(accelerator.device.type, num_threads, 1, deterministic())
+        texts = spans.best_texts(found_spans)
         scores = metrics.score(texts, examples)
         row = {
             "method": method,
@@ -124,7 +130,7 @@ def main() -> None:
             "command": command,
             "data": {name: str(split) for name, split in prepared.splits.items()},
             "seed": settings.seed,
-            "environment": runs.environment(accelerator.device.type, num_threads, 1),
+            "environment": environment,
             "rows": [*found["rows"], row],
         }
         checkpoint.write_text(FILE, json.dumps(found, indent=1) + "\n")

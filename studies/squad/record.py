@@ -1,7 +1,7 @@
 """Put finished runs into what is committed: predictions, curves, adapters, the README's tables.
 
     python evaluate.py --study squad && python evaluate.py --study squad-minilm-l6
-    python -m studies.squad.record
+    python -m studies.squad.record    # runs/STUDY → studies/STUDY/recorded
 
 Predictions stand in predictions.jsonl.xz: a line that names the runs, then a line for each question
 with its id and every run's answer. What they contain of SQuAD is CC BY-SA 4.0, as SQuAD is.
@@ -17,9 +17,10 @@ from typing import Any
 from qa import checkpoint, page, pictures, runs
 from qa.report import run_command
 from qa.squad import read_predictions as read_file
-from qa.study import ROOT, STUDIES, Parser
+from qa.study import ROOT, STUDIES, Parser, Settings, recorded_results
 from studies.squad.faults import FAULTS
 from studies.squad.faults import FILE as FAULTS_FILE
+from studies.squad.faults import RECORDED as FAULTS_RECORDED
 
 HERE = Path(__file__).parent
 RECORDED = ("squad", "squad-minilm-l6")
@@ -39,13 +40,19 @@ HEADLINE = {  # where a line's runs are, and how their names end
 }
 
 
+def runs_of(study: str) -> Path:
+    """Where its runs, and what evaluate.py makes of them, stand."""
+    return Settings(study=study).study_dir()
+
+
 def results(study: str) -> dict[str, Any]:
-    return json.loads((STUDIES / study / "results.json").read_text(encoding="utf-8"))
+    """What is recorded of a study."""
+    return json.loads(recorded_results(study).read_text(encoding="utf-8"))
 
 
 def read_predictions(study: str) -> Iterator[tuple[str, int, dict[str, str]]]:
     """(run name, seed, {question id: answer}) of every recorded run of a study."""
-    with lzma.open(STUDIES / study / PREDICTIONS, "rt", encoding="utf-8") as file:
+    with lzma.open(STUDIES / study / "recorded" / PREDICTIONS, "rt", encoding="utf-8") as file:
         names, *lines = map(json.loads, file)
     for k, (name, seed) in enumerate(names):
         yield name, seed, {id: answers[k] for id, *answers in lines}
@@ -56,16 +63,16 @@ def write_predictions(study: str, found: list[Mapping], texts: list[Mapping[str,
     lines += [[id, *(of_run[id] for of_run in texts)] for id in texts[0]]
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     packed = lzma.compress(content.encode(), preset=9)
-    checkpoint.write_bytes(STUDIES / study / PREDICTIONS, packed)
+    checkpoint.write_bytes(STUDIES / study / "recorded" / PREDICTIONS, packed)
 
 
 def write_curves(study: str, found: list[Mapping]) -> None:
     curves = [(run["run_name"], run["seed"], run["history"]) for run in found]
-    picture = pictures.learning_curves("eval_f1", "Validation F1", curves)
+    picture = pictures.learning_curves("eval_f1", "Validation F1", curves, pictures.styles(found))
     if picture:
         svg = picture.svg.replace("currentColor", INK)
         svg = svg.replace("<svg", '<svg font-family="sans-serif"', 1)
-        checkpoint.write_text(STUDIES / study / "curves.svg", svg + "\n")
+        checkpoint.write_text(STUDIES / study / "recorded/curves.svg", svg + "\n")
 
 
 def table(study: str) -> str:
@@ -84,7 +91,7 @@ def headline() -> str:
         " / ".join(map(str, REPORTED[method])) if method in REPORTED else "–" for method in methods
     ])  # fmt: skip
     for name, (study, ending) in HEADLINE.items():
-        if not (STUDIES / study / "results.json").is_file():
+        if not recorded_results(study).is_file():
             continue
         made = results(study)["rows"]
         rows = {row["run_name"]: row["scores"] for row in made}
@@ -101,7 +108,7 @@ def headline() -> str:
 
 
 def faults() -> str:
-    found = json.loads(FAULTS_FILE.read_text(encoding="utf-8"))
+    found = json.loads(FAULTS_RECORDED.read_text(encoding="utf-8"))
     correct = {row["method"]: row["eval_f1"] for row in found["rows"] if not row["faults"]}
     lines = ["| method | fault | EM | F1 | BERTScore | F1 lost |", "|---|---|---:|---:|---:|---:|"]
     for row in found["rows"]:
@@ -125,7 +132,7 @@ def ship(name: str, study: str) -> None:
     `restore` puts runs back without: then it is the one that is shipped already.
     """
     best = best_lora(study)
-    source, folder = STUDIES / study / "runs" / best["run_dir"], HERE / "adapters" / name
+    source, folder = runs_of(study) / best["run_dir"], HERE / "adapters" / name
     if not all((source / file).exists() for file in SHIPPED):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +141,7 @@ def ship(name: str, study: str) -> None:
     card = (source / "README.md").read_text(encoding="utf-8")
     # SQuAD's licence, since it learnt from SQuAD
     card = card.replace("---\n", "---\nlicense: cc-by-sa-4.0\n", 1)
-    places = [path.relative_to(ROOT).as_posix() for path in (source, folder)]
+    places = source.as_posix(), folder.relative_to(ROOT).as_posix()
     checkpoint.write_text(folder / "README.md", card.replace(*places))
 
 
@@ -149,19 +156,22 @@ def fill(file: Path, name: str, text: str) -> None:
 def main() -> None:
     Parser(prog="python -m studies.squad.record", description=__doc__.split("\n")[0]).parse_args()
     for study in RECORDED:
-        folder = STUDIES / study
-        found = runs.find_runs(folder / "runs")
+        folder, found = runs_of(study), runs.find_runs(runs_of(study))
         if found:
-            folders = [folder / "runs" / run["run_dir"] for run in found]
+            folders = [folder / run["run_dir"] for run in found]
             texts = [read_file(run_dir / "eval_predictions.json") for run_dir in folders]
             write_predictions(study, found, texts)
             write_curves(study, found)
         if (folder / "results.json").is_file():
-            fill(folder / "README.md", "table", table(study))
+            shutil.copyfile(folder / "results.json", recorded_results(study))
+        if recorded_results(study).is_file():
+            fill(STUDIES / study / "README.md", "table", table(study))
     for name, study in ADAPTERS.items():
-        if (STUDIES / study / "runs").is_dir():
+        if runs_of(study).is_dir():
             ship(name, study)
     if FAULTS_FILE.is_file():
+        shutil.copyfile(FAULTS_FILE, FAULTS_RECORDED)
+    if FAULTS_RECORDED.is_file():
         fill(HERE / "README.md", "faults", faults())
     for file in (HERE / "README.md", ROOT / "README.md"):
         fill(file, "headline", headline())

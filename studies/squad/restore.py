@@ -1,6 +1,6 @@
 """Put recorded runs back where they were, all but the trained weights.
 
-    python -m studies.squad.restore    # results.json, predictions.jsonl.xz → studies/…/runs
+    python -m studies.squad.restore    # what studies/STUDY/recorded holds → runs/STUDY
 
 So a new clone makes the whole report of them (evaluate.py), or trains one more seed beside them
 (train.py --config …/seed-42/config.json --seed 45), and records again. What is there is left alone.
@@ -12,15 +12,15 @@ from typing import Any
 
 from qa import runs
 from qa.report import run_command
-from qa.study import STUDIES, Parser
-from studies.squad.record import RECORDED, read_predictions, results
+from qa.study import Parser
+from studies.squad.record import RECORDED, read_predictions, results, runs_of
 
 ADDED = ("run_name", "run_dir", "settings", "history")  # to a run's own results, by find_runs
 
 
 def restore(study: str, run: Mapping[str, Any], texts: Mapping[str, str]) -> bool:
     """One run's folder; False where there is one."""
-    target = STUDIES / study / "runs" / run["run_dir"]
+    target = runs_of(study) / run["run_dir"]
     if target.exists():
         return False
     folder = target.with_name(f".{target.name}.restored")  # renamed once it is whole
@@ -48,7 +48,7 @@ def main() -> None:
         made = {(run["run_name"], run["seed"]): run for run in results(study)["runs"]}
         found = [restore(study, made[name, seed], texts)
                  for name, seed, texts in read_predictions(study)]  # fmt: skip
-        print(f"studies/{study}/runs: {sum(found)} of {len(found)} runs put back")
+        print(f"{runs_of(study)}: {sum(found)} of {len(found)} runs put back")
 
 
 if __name__ == "__main__":

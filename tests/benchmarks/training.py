@@ -10,7 +10,6 @@ ceiling is what one large matrix product of the same process reaches.
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -28,8 +27,8 @@ from qa.methods import get_method, peft_config
 from qa.model import Architecture, SpanModel, attach, load_base, num_cores
 from qa.study import Settings
 from qa.windows import Windows, build_windows
+from tests.benchmarks import read_questions
 
-SQUAD_DIR = Path(os.environ.get("SQUAD_DIR", "../shared/squad"))
 SETTINGS = Settings(
     per_device_train_batch_size=2,
     gradient_accumulation_steps=4,
@@ -178,8 +177,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(num_cores())
-    split = squad.read_file("train", str(SQUAD_DIR / "train-v1.1.json"))
-    split = squad.draw(split, arguments.examples, 0)
+    split = squad.draw(read_questions("train"), arguments.examples, 0)
     with tempfile.TemporaryDirectory() as name:
         folder = make_encoder(Path(name) / "encoder")
         windows = build_windows(split, load_base(str(folder)).tokenizer, 384, 128)

@@ -9,10 +9,8 @@ in Python. Both pairs are checked to give the same result.
 """
 
 import argparse
-import os
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,8 +18,7 @@ import torch
 from qa import spans, squad
 from qa.model import load_base, num_cores
 from qa.windows import Windows, build_windows
-
-SQUAD_DIR = Path(os.environ.get("SQUAD_DIR", "../shared/squad"))
+from tests.benchmarks import read_questions
 
 
 def straightforward_windows(split: squad.Split, tokenizer) -> tuple[list, list]:
@@ -105,7 +102,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(num_cores())
     tokenizer = load_base("minilm-l6").tokenizer
-    split = squad.read_file("test", str(SQUAD_DIR / "dev-v1.1.json"))
+    split = read_questions("dev")
     seconds: dict[str, list] = {"windows": [], "spans": []}
     for _ in range(rounds):
         (ids, labels), slow = timed(straightforward_windows, split, tokenizer)
