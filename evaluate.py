@@ -36,7 +36,7 @@ def score_file(arguments: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"{arguments.references}: {problem}")
     if arguments.name and gold.is_v2:
         raise UserError("--name: a report has no questions without an answer yet; leave --name out")
-    missing = sum(example.id not in texts for example in gold.examples)
+    missing = metrics.count_missing(texts, gold.examples)
     if missing:
         print(
             f"warning: {missing} of {len(gold.examples)} questions "

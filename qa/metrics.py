@@ -54,10 +54,11 @@ def metric_max_over_ground_truths(
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores in percent."""
+    """Scores in percent, and how many questions had no prediction."""
 
     exact_match: float
     f1: float
+    missing: int
 
 
 def _best(
@@ -97,7 +98,12 @@ def score(predictions: Mapping[str, str], examples: Sequence[Example]) -> Scores
     """
     columns = zip(*_fractions(predictions, examples), strict=True)
     em, overlap = (100.0 * reduce(add, scores) / len(examples) for scores in columns)
-    return Scores(em, overlap)
+    return Scores(em, overlap, count_missing(predictions, examples))
+
+
+def count_missing(predictions: Mapping[str, str], examples: Sequence[Example]) -> int:
+    """How many questions have no prediction."""
+    return sum(example.id not in predictions for example in examples)
 
 
 def f1_v2(prediction: str, reference: str) -> float:

@@ -87,7 +87,7 @@ def test_agrees_with_torchmetrics_on_squad_dev(squad_dev):
 def test_questions_without_prediction_score_zero():
     examples = [Example(str(n), "", "", "", (("x", 0),)) for n in range(4)]
     found = metrics.score({"0": "x", "stranger": "x"}, examples)
-    assert (found.exact_match, found.f1) == (25.0, 25.0)
+    assert (found.exact_match, found.f1, found.missing) == (25.0, 25.0, 3)
 
 
 def test_as_a_metric_of_the_evaluate_library():
@@ -207,6 +207,14 @@ def test_predictions_may_be_a_list_and_of_any_type_where_nobody_asks(score_file)
     strangers = {f"s{n}": value for n, value in enumerate([None, 5, [], {}, float("nan")])}
     assert score_file(ONE_QUESTION, {"a": "Mrs. Orla Venn", **strangers}) == ALL_RIGHT
     assert score_file(ONE_QUESTION, []) == '{"exact_match": 0.0, "f1": 0.0}'
+
+
+def test_warnings_agree_with_their_number(score_file, capsys):
+    score_file(file_of(asked("a", ANSWER), asked("b")), {"a": "x", "c": "x"})
+    assert capsys.readouterr().err == (
+        "warning: 1 of 2 questions has no prediction and scores 0\n"
+        "warning: 1 prediction is for no question of it\n"
+    )
 
 
 def test_each_question_counts_where_ids_stand_twice(score_file):
