@@ -187,10 +187,8 @@ def facts(settings: study.Settings, prepared: Prepared, model: Any) -> dict[str,
             shown[f"{name} warning"] = (
                 f"{len(cut)} questions are too long and were cut (first: {first})"
             )
-        if split.skipped:
-            shown[f"{name} skipped"] = (
-                f"{len(split.skipped):,} bad examples, first: {split.skipped[0]}"
-            )
+        if split.skipped.first:
+            shown[f"{name} skipped"] = f"{split.skipped}, first: {split.skipped.first}"
     leaked = leaked_contexts(prepared.splits)
     if leaked:
         shown["warning"] = (

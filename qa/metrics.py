@@ -1,8 +1,9 @@
-"""EM and F1 by SQuAD's official definition.
+"""EM and F1 by SQuAD's official definitions, to the last digit.
 
-Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, and the published script evaluate-v1.1.py:
-both texts are normalised, each prediction counts by its best gold answer, a question without a
-prediction counts 0.
+v1.1: Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, and the published script
+evaluate-v1.1.py: both texts are normalised, each prediction counts by its best gold answer, a
+question without a prediction counts 0. 2.0: Rajpurkar et al. 2018,
+https://arxiv.org/abs/1806.03822, and evaluate-v2.0.py (see `score_v2`).
 """
 
 import re
@@ -11,6 +12,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,7 @@ def f1(prediction: str, reference: str) -> float:
     gold = normalize_answer(reference).split()
     common = sum((Counter(predicted) & Counter(gold)).values())
     if common == 0:
-        return 0.0
+        return 0
     precision, recall = common / len(predicted), common / len(gold)
     return 2 * precision * recall / (precision + recall)
 
@@ -58,27 +61,87 @@ class Scores:
     missing: int
 
 
+def _best(
+    metric: Callable[[str, str], float], prediction: str | None, ground_truths: Sequence[str]
+) -> float:
+    """0 to 1 by the best ground truth; 0 without a prediction."""
+    if prediction is None:
+        return 0
+    return metric_max_over_ground_truths(metric, prediction, ground_truths)
+
+
+def _fractions(
+    predictions: Mapping[str, str], examples: Sequence[Example]
+) -> list[tuple[float, float]]:
+    """EM and F1 of each question, 0 to 1."""
+    scores = []
+    for example in examples:
+        prediction = predictions.get(example.id)
+        truths = [text for text, _ in example.answers]
+        scores.append((_best(exact_match, prediction, truths), _best(f1, prediction, truths)))
+    return scores
+
+
 def by_question(
     predictions: Mapping[str, str], examples: Sequence[Example]
 ) -> tuple[np.ndarray, np.ndarray]:
     """EM and F1 in percent of each question, (Q,) each; 0 without a prediction."""
-    scores = np.zeros((2, len(examples)))
-    for column, example in enumerate(examples):
-        prediction = predictions.get(example.id)
-        if prediction is not None:
-            truths = [text for text, _ in example.answers]
-            scores[:, column] = [
-                metric_max_over_ground_truths(metric, prediction, truths)
-                for metric in (exact_match, f1)
-            ]
-    return 100.0 * scores[0], 100.0 * scores[1]
+    em, overlap = np.array(_fractions(predictions, examples), float).reshape(-1, 2).T
+    return 100.0 * em, 100.0 * overlap
 
 
 def score(predictions: Mapping[str, str], examples: Sequence[Example]) -> Scores:
-    """EM and F1 in percent of {id: text} against the examples' gold answers."""
-    em, overlap = by_question(predictions, examples)
-    missing = sum(example.id not in predictions for example in examples)
-    return Scores(float(em.mean()), float(overlap.mean()), missing)
+    """EM and F1 in percent of {id: text} against the examples' gold answers.
+
+    Added one by one, as the script does: numpy's mean and, since Python 3.12, `sum` round
+    otherwise.
+    """
+    columns = zip(*_fractions(predictions, examples), strict=True)
+    em, overlap = (100.0 * reduce(add, scores) / len(examples) for scores in columns)
+    return Scores(em, overlap, count_missing(predictions, examples))
+
+
+def count_missing(predictions: Mapping[str, str], examples: Sequence[Example]) -> int:
+    """How many questions have no prediction."""
+    return sum(example.id not in predictions for example in examples)
+
+
+def f1_v2(prediction: str, reference: str) -> float:
+    """`f1`, but where a text has no words: 1 if neither has any, else 0."""
+    empty = [not normalize_answer(text) for text in (prediction, reference)]
+    return int(all(empty)) if any(empty) else f1(prediction, reference)
+
+
+def score_v2(predictions: Mapping[str, str], examples: Sequence[Example]) -> dict[str, float]:
+    """exact and f1 in percent, total, and the same of questions with and without an answer.
+
+    Names and order of the published script, with its rules: references that normalise to nothing
+    are left out; the only right prediction without a reference is one that normalises to nothing;
+    an id that stands twice is one question, the last. A question without a prediction, which ends
+    that script, scores 0.
+    """
+    exact: dict[str, float] = {}
+    overlap: dict[str, float] = {}
+    has_answer: dict[str, bool] = {}
+    for example in examples:
+        references = [text for text, _ in example.answers if normalize_answer(text)] or [""]
+        prediction = predictions.get(example.id)
+        has_answer[example.id] = bool(example.answers)
+        exact[example.id] = _best(exact_match, prediction, references)
+        overlap[example.id] = _best(f1_v2, prediction, references)
+    groups = {
+        "": list(has_answer),
+        "HasAns_": [id for id, has in has_answer.items() if has],
+        "NoAns_": [id for id, has in has_answer.items() if not has],
+    }
+    scores = {}
+    for prefix, ids in groups.items():
+        if ids:
+            # `sum`, as there; int and float as there too, since Python 3.12 adds them differently.
+            scores[f"{prefix}exact"] = 100.0 * sum(exact[id] for id in ids) / len(ids)
+            scores[f"{prefix}f1"] = 100.0 * sum(overlap[id] for id in ids) / len(ids)
+            scores[f"{prefix}total"] = len(ids)
+    return scores
 
 
 def evaluate_library() -> Any:

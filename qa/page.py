@@ -128,7 +128,7 @@ def browsable(
 ) -> dict[str, Any]:
     """The examples for the page's script: of each run name the first seed's answers.
 
-    Positions count UTF-16 units, as JavaScript does.
+    Positions count UTF-16 units, as JavaScript does; a gold answer without a place has -1.
     """
     firsts = {}
     for run, texts in zip(made["runs"], predictions, strict=True):
@@ -141,7 +141,7 @@ def browsable(
     for i, example in enumerate(examples):
         texts = [firsts[name].get(example.id, "") for name in names]
         golds = {
-            (text, len(example.context[:start].encode("utf-16-le")) // 2)
+            (text, len(example.context[:start].encode("utf-16-le")) // 2 if start >= 0 else -1)
             for text, start in example.answers
         }
         items.append(

@@ -3,14 +3,18 @@
 Three sources give the same examples: SQuAD v1.1 JSON files, a data set of the hub, a folder saved
 by `datasets`. Each example is checked before anything is computed from it, and the first bad one
 stops the program with its place in the file (or is dropped and counted, on request).
+Files that predictions are scored against have a reader of their own: scoring reads ids and texts
+of answers alone, as SQuAD's scripts do.
 """
 
 import hashlib
 import json
 import random
-from collections.abc import Callable, Collection, Iterator
+import re
+from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ SHORT_NAMES = {"embedded": ROOT / "qa/embedded/corpus"}
 class Example:
     """One question. answers: (text, start) pairs; start counts characters of the context.
 
-    A question that is asked of a trained model has none; those of files always have some.
+    A question that is asked of a trained model has none; those of training files always have some.
     """
 
     id: str
@@ -36,6 +40,19 @@ class Example:
     answers: tuple[tuple[str, int], ...]
 
 
+@dataclass
+class Skipped:
+    """How much of a split was dropped as bad. answers: those of questions that were kept."""
+
+    questions: int = 0
+    answers: int = 0
+    first: str = ""  # "place: problem"
+
+    def __str__(self) -> str:
+        counts = [(self.questions, "question"), (self.answers, "answer")]
+        return " and ".join(_counted(n, noun) for n, noun in counts if n) + " dropped as bad"
+
+
 @dataclass(frozen=True)
 class Split:
     """Examples of one split, and what a person should know about where they come from."""
@@ -43,7 +60,7 @@ class Split:
     name: str
     examples: list[Example]
     source: str
-    skipped: list[str] = field(default_factory=list)  # "place: problem" of each dropped example
+    skipped: Skipped = field(default_factory=Skipped)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -55,27 +72,48 @@ class Split:
         return digest.hexdigest()
 
     def __str__(self) -> str:
-        titles = len({example.title for example in self.examples})
-        skipped = f", {len(self.skipped):,} bad ones dropped" if self.skipped else ""
-        return f"{self.source}: {len(self.examples):,} questions of {titles:,} articles{skipped}"
+        titles = _counted(len({example.title for example in self.examples}), "article")
+        skipped = f", {self.skipped}" if self.skipped.first else ""
+        return f"{self.source}: {_counted(len(self.examples), 'question')} of {titles}{skipped}"
+
+
+@dataclass(frozen=True)
+class References(Split):
+    """Questions that predictions are scored against.
+
+    is_v2: they are SQuAD 2.0's, some without an answer. problems: by id, "place: problem" of
+    answers that cannot be read. They matter where the question has a prediction: SQuAD's v1.1
+    script looks at no others.
+    """
+
+    is_v2: bool = False
+    problems: dict[str, str] = field(default_factory=dict)
 
 
 class BadExample(Exception):
-    """What is wrong at which place; caught in this file."""
+    """What is wrong at which place, and what to do about it; caught in this file."""
+
+    def __init__(self, problem: str, remedy: str = "correct it"):
+        super().__init__(f"{problem}; {remedy}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _text(value: Any, place: str, what: str) -> str:
     if not isinstance(value, str):
         raise BadExample(f"{place}: {what} must be text, not {_kind(value)}")
     if not value.strip():
-        raise BadExample(f"{place}: {what} is empty; fill it in or drop the question")
+        raise BadExample(f"{place}: {what} is empty", "fill it in")
     if "\0" in value:
-        raise BadExample(f"{place}: {what} contains a NUL character; remove it")
+        raise BadExample(f"{place}: {what} contains a NUL character", "remove it")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise BadExample(f"{place}: {what} contains half a surrogate pair; mend the encoding")
+            problem = f"{place}: {what} contains half a surrogate pair"
+            raise BadExample(problem, "mend the encoding") from None
     return value
 
 
@@ -96,56 +134,111 @@ def _object(value: Any, place: str) -> dict:
     return value
 
 
-def _answers(qa: dict, context: str, place: str) -> tuple[tuple[str, int], ...]:
+def _id(value: Any, place: str) -> str:
+    """An id as text: many data sets have whole numbers."""
+    if type(value) is int:
+        return str(value)
+    if not isinstance(value, str):
+        raise BadExample(f"{place}: id must be text or a whole number, not {_kind(value)}")
+    return value
+
+
+def _is_untitled(title: Any) -> bool:
+    """Whether a title is missing: null, blank, or the NaN that pandas writes."""
+    return title is None or title != title or (isinstance(title, str) and not title.strip())
+
+
+def _title(title: Any, place: str, untitled: str) -> str:
+    if _is_untitled(title):
+        return untitled
+    return str(title) if type(title) in (int, float) else _text(title, place, "title")
+
+
+def _start(value: Any) -> int | None:
+    """A whole number, also where it is text or a float as pandas writes it; else None."""
+    if isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d{1,18}\s*", value):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
+
+
+def _answer(answer: Any, context: str, where: str) -> tuple[str, int]:
+    text = _text(_object(answer, where).get("text"), where, "text")
+    start = _start(answer.get("answer_start"))
+    if start is None:
+        kind = _kind(answer.get("answer_start"))
+        raise BadExample(f"{where}: answer_start must be a whole number, not {kind}")
+    if not 0 <= start <= len(context) - len(text):
+        raise BadExample(
+            f"{where}: answer_start {str(start)[:20]} puts the answer outside the context "
+            f"of {len(context)} characters"
+        )
+    if context[start : start + len(text)] != text:
+        here = context[start : start + min(len(text), 30)]
+        raise BadExample(
+            f"{where}: at answer_start {start} the context reads {here!r}, not {text[:30]!r}",
+            "correct text or answer_start",
+        )
+    return text, start
+
+
+def _answers(
+    qa: dict, context: str, place: str, skip: Callable[..., None]
+) -> tuple[tuple[str, int], ...]:
+    """The good answers, one at least; bad ones beside them go to `skip`."""
     found = qa.get("answers")
     if qa.get("is_impossible") is True or found == []:
         raise BadExample(
-            f"{place}: has no answer (SQuAD v2?); this program is about answers that stand in the "
-            "text: use v1.1 data, or drop such questions with --on_bad_example skip"
+            f"{place}: has no answer (SQuAD v2?)",
+            "this program is about answers that stand in the text: use v1.1 data",
         )
-    pairs = []
+    good, bad = [], []
     for k, answer in enumerate(_list(found, f"{place}.answers")):
-        where = f"{place}.answers[{k}]"
-        text = _text(_object(answer, where).get("text"), where, "text")
-        start = answer.get("answer_start")
-        if type(start) is not int:
-            raise BadExample(f"{where}: answer_start must be a whole number, not {_kind(start)}")
-        if not 0 <= start <= len(context) - len(text):
-            raise BadExample(
-                f"{where}: answer_start {str(start)[:20]} puts the answer outside the context "
-                f"of {len(context)} characters; correct it"
-            )
-        if context[start : start + len(text)] != text:
-            here = context[start : start + min(len(text), 30)]
-            raise BadExample(
-                f"{where}: at answer_start {start} the context reads {here!r}, "
-                f"not {text[:30]!r}; correct text or answer_start"
-            )
-        pairs.append((text, start))
-    return tuple(pairs)
+        try:
+            good.append(_answer(answer, context, f"{place}.answers[{k}]"))
+        except BadExample as problem:
+            bad.append(problem)
+    if not good:
+        raise bad[0]
+    for problem in bad:
+        skip(problem, answers=1)
+    return tuple(good)
 
 
-def _question(qa: Any, title: str, context: str, place: str, seen: set[str]) -> Example:
-    id = _text(_object(qa, place).get("id"), place, "id")
+def _question(
+    qa: Any, title: str, context: str, place: str, seen: set[str], skip: Callable[..., None]
+) -> Example:
+    id = _text(_id(_object(qa, place).get("id"), place), place, "id")
     if id in seen:
-        raise BadExample(f"{place}: id {id[:60]!r} stands twice in this split; make ids unique")
+        raise BadExample(f"{place}: id {id[:60]!r} stands twice in this split", "make ids unique")
     question = _text(qa.get("question"), place, "question")
-    answers = _answers(qa, context, place)
+    answers = _answers(qa, context, place, skip)
     seen.add(id)
     return Example(id, title, context, question, answers)
 
 
-def _walk(document: Any, skip: Callable[[BadExample], None]) -> Iterator[Example]:
-    """The examples of a parsed file in order; problems go to `skip`, which may raise them on."""
+def _num_questions(paragraphs: Any) -> int:
+    """How many questions are lost with paragraphs that cannot be used: 1 at least."""
+    listed = paragraphs if isinstance(paragraphs, list) else [paragraphs]
+    asked = [paragraph.get("qas") for paragraph in listed if isinstance(paragraph, dict)]
+    return max(1, sum(len(qas) for qas in asked if isinstance(qas, list)))
+
+
+def _walk(document: Any, skip: Callable[..., None]) -> Iterator[Example]:
+    """The examples of a parsed file in order.
+
+    skip(problem, questions=… or answers=…) hears of what is bad, and may raise it on.
+    """
     seen: set[str] = set()
     for i, article in enumerate(_list(_object(document, "file").get("data"), "data")):
         try:
             place = f"data[{i}]"
-            title = _object(article, place).get("title", f"article {i}")
-            title = _text(title, place, "title")
+            title = _title(_object(article, place).get("title"), place, f"article {i}")
             paragraphs = _list(article.get("paragraphs"), f"{place}.paragraphs")
         except BadExample as problem:
-            skip(problem)
+            lost = article.get("paragraphs") if isinstance(article, dict) else None
+            skip(problem, questions=_num_questions(lost))
             continue
         for j, paragraph in enumerate(paragraphs):
             try:
@@ -153,13 +246,13 @@ def _walk(document: Any, skip: Callable[[BadExample], None]) -> Iterator[Example
                 context = _text(_object(paragraph, place).get("context"), place, "context")
                 qas = _list(paragraph.get("qas"), f"{place}.qas")
             except BadExample as problem:
-                skip(problem)
+                skip(problem, questions=_num_questions(paragraph))
                 continue
             for k, qa in enumerate(qas):
                 try:
-                    yield _question(qa, title, context, f"{place}.qas[{k}]", seen)
+                    yield _question(qa, title, context, f"{place}.qas[{k}]", seen, skip)
                 except BadExample as problem:
-                    skip(problem)
+                    skip(problem, questions=1)
 
 
 def read_json(path: Path) -> Any:
@@ -190,15 +283,108 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: no valid JSON: {str(error).split(';')[0]}") from None
 
 
-def read_predictions(path: Path) -> dict[str, str]:
-    """{id: text} from a JSON file, as the official scorer takes it. Raises UserError."""
+def read_predictions(path: Path, asked: Container[str] | None = None) -> dict[str, str]:
+    """{id: text} from a JSON file of that form or of [{"id", "prediction_text"}, …].
+
+    asked: the ids whose predictions must be text (all must, where it is None); others may be
+    anything, since nothing reads them. Raises UserError.
+    """
     texts = read_json(path)
+    try:
+        if isinstance(texts, list):
+            texts = _as_mapping(texts)
+    except BadExample as problem:
+        raise UserError(f"{path}: {problem}") from None
     if not isinstance(texts, dict):
-        raise UserError(f"{path}: must be an object of the form {{id: text}}")
+        raise UserError(
+            f"{path}: must be an object of the form {{id: text}}, or a list of objects with "
+            "id and prediction_text"
+        )
     for id, text in texts.items():
-        if not isinstance(text, str):
-            raise UserError(f"{path}: the prediction of {id[:60]!r} is no text")
+        if not isinstance(text, str) and (asked is None or id in asked):
+            raise UserError(
+                f"{path}: the prediction of {id[:60]!r} must be text, not {_kind(text)}; correct it"
+            )
     return texts
+
+
+def _as_mapping(predictions: list) -> dict[str, Any]:
+    """{id: prediction} of the form that Hugging Face's metric takes."""
+    texts = {}
+    for n, prediction in enumerate(predictions):
+        place = f"[{n}]"
+        id = _id(_object(prediction, place).get("id"), place)
+        if id in texts:
+            raise BadExample(f"{place}: id {id[:60]!r} stands twice", "keep one of them")
+        texts[id] = prediction.get("prediction_text")
+    return texts
+
+
+def read_references(path: str) -> References:
+    """The questions of a SQuAD file, v1.1 or 2.0, to score predictions against. Raises UserError.
+
+    It takes what the official scripts take, and needs what they read: ids and texts of answers. A
+    start that is wrong or missing becomes that of the text's first place in the context, else -1.
+    """
+    file = expand_path(path)
+    examples, problems = [], {}
+    try:
+        document = _object(read_json(file), "file")
+        is_v2 = str(document.get("version")).lower() in ("2.0", "v2.0")
+        for place, title, context, qa in _asked(document):
+            id = _id(_object(qa, place).get("id"), place)
+            answers = ()
+            try:
+                answers = _references(qa, context, f"{place}.")
+                is_v2 = is_v2 or not answers
+            except BadExample as problem:
+                problems.setdefault(id, str(problem))
+            examples.append(Example(id, title, context, _if_text(qa.get("question")), answers))
+    except BadExample as problem:
+        raise UserError(f"{file}: {problem}") from None
+    if not examples:
+        raise UserError(f"{file}: holds no question")
+    if is_v2 and problems:  # 2.0's script reads all answers
+        raise UserError(f"{file}: {next(iter(problems.values()))}")
+    return References("references", examples, file.name, is_v2=is_v2, problems=problems)
+
+
+def _asked(document: dict) -> Iterator[tuple[str, str, str, Any]]:
+    """(place, title, context, question object) in order, whatever title and context are."""
+    for i, article in enumerate(_series(document, "data", "")):
+        place = f"data[{i}]"
+        paragraphs = _series(_object(article, place), "paragraphs", f"{place}.")
+        title = article.get("title")
+        untitled = _is_untitled(title) or isinstance(title, list | dict)
+        for j, paragraph in enumerate(paragraphs):
+            place = f"data[{i}].paragraphs[{j}]"
+            context = _if_text(_object(paragraph, place).get("context"))
+            for k, qa in enumerate(_series(paragraph, "qas", f"{place}.")):
+                yield f"{place}.qas[{k}]", f"article {i}" if untitled else str(title), context, qa
+
+
+def _if_text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _series(owner: dict, name: str, prefix: str) -> list:
+    """The list of that name; to the official scripts, "" and {} are empty ones too."""
+    value = owner.get(name)
+    return [] if value in ("", {}) else _list(value, prefix + name)
+
+
+def _references(qa: dict, context: str, prefix: str) -> tuple[tuple[str, int], ...]:
+    pairs = []
+    for k, answer in enumerate(_series(qa, "answers", prefix)):
+        where = f"{prefix}answers[{k}]"
+        text = _object(answer, where).get("text")
+        if not isinstance(text, str):
+            raise BadExample(f"{where}: text must be text, not {_kind(text)}")
+        start = _start(answer.get("answer_start"))
+        if start is None or start < 0 or not context.startswith(text, start):
+            start = context.find(text)
+        pairs.append((text, start))
+    return tuple(pairs)
 
 
 def read_file(name: str, path: str, on_bad_example: str = "error") -> Split:
@@ -208,41 +394,50 @@ def read_file(name: str, path: str, on_bad_example: str = "error") -> Split:
 
 
 def _checked(name: str, source: str, where: str, document: Any, on_bad_example: str) -> Split:
-    skipped: list[str] = []
+    skipped = Skipped()
 
-    def skip(problem: BadExample) -> None:
+    def skip(problem: BadExample, questions: int = 0, answers: int = 0) -> None:
         if on_bad_example == "error":
-            raise problem
-        skipped.append(str(problem))
+            noun = "questions" if questions else "answers"
+            raise UserError(f"{where}: {problem}, or drop such {noun} with --on_bad_example skip")
+        skipped.questions += questions
+        skipped.answers += answers
+        skipped.first = skipped.first or str(problem)
 
     try:
         examples = list(_walk(document, skip))
     except BadExample as problem:
         raise UserError(f"{where}: {problem}") from None
     if not examples:
-        first = f"; the first of {len(skipped)} bad ones: {skipped[0]}" if skipped else ""
+        first = f"; {skipped}, first: {skipped.first}" if skipped.first else ""
         raise UserError(f"{where}: holds no question{first}")
     return Split(name, examples, source, skipped)
 
 
 def _rows_as_document(rows: Any) -> dict:
-    """A `datasets` split in the layout of the files, each row an article of its own."""
-    return {
-        "data": [
-            {
-                "title": row.get("title") or row["context"] or "untitled",
-                "paragraphs": [{"context": row["context"], "qas": [_row_as_question(row)]}],
-            }
-            for row in rows
-        ]
-    }
+    """A `datasets` split in the layout of the files, each row an article of its own.
+
+    The passage stands for a missing title, so that its questions stay together.
+    """
+    articles = []
+    for row in rows:
+        title, context = row.get("title"), row["context"]
+        if _is_untitled(title) and isinstance(context, str):
+            title = context
+        paragraph = {"context": context, "qas": [_row_as_question(row)]}
+        articles.append({"title": title, "paragraphs": [paragraph]})
+    return {"data": articles}
 
 
 def _row_as_question(row: dict) -> dict:
+    """Its answers may be lists of texts and starts, or a list of objects as in the files."""
     answers = row["answers"]
-    pairs = zip(answers["text"], answers["answer_start"], strict=True)
-    listed = [{"text": text, "answer_start": start} for text, start in pairs]
-    return {"id": row["id"], "question": row["question"], "answers": listed}
+    if isinstance(answers, dict):
+        texts, starts = (answers.get(name, []) for name in ("text", "answer_start"))
+        if isinstance(texts, list) and isinstance(starts, list):
+            pairs = zip_longest(texts, starts)
+            answers = [{"text": text, "answer_start": start} for text, start in pairs]
+    return {"id": row["id"], "question": row["question"], "answers": answers}
 
 
 def read_dataset(settings: Settings, names: Collection[str]) -> tuple[dict[str, Split], str | None]:
@@ -287,12 +482,7 @@ def read_dataset(settings: Settings, names: Collection[str]) -> tuple[dict[str, 
                 raise UserError(
                     f"dataset_name: {name}, split {key}: no column {sorted(missing)[0]}"
                 )
-            try:
-                document = _rows_as_document(found[key])
-            except (TypeError, KeyError, ValueError):
-                raise UserError(
-                    f"dataset_name: {name}, split {key}: answers must hold text and answer_start"
-                ) from None
+            document = _rows_as_document(found[key])
             source, where = f"{folder.name}/{key}", f"{name}, split {key} (row as data[row])"
             splits[split] = _checked(split, source, where, document, settings.on_bad_example)
     return splits, commit

@@ -74,7 +74,7 @@ BAD_FILES = {
     "data is text": ('{"data": "x"}', "data: must be a list, not text"),
     "no questions": ('{"data": []}', "holds no question"),
     "article is null": (document(lambda d: d["data"].insert(0, None)), r"data\[0\]: must be an obj"),
-    "title is a number": (document(lambda d: d["data"][1].update(title=5)), r"data\[1\]: title must"),
+    "title is a list": (document(lambda d: d["data"][1].update(title=[])), r"data\[1\]: title must"),
     "paragraphs missing": (
         document(lambda d: d["data"][1].pop("paragraphs") and None),
         r"data\[1\]\.paragraphs: must be a list, not null",
@@ -90,7 +90,11 @@ BAD_FILES = {
     "qas is an object": (document(put(paragraph, qas={})), r"paragraphs\[1\]\.qas: must be a list"),
     "question missing": (document(put(qa, question=None)), f"{PLACE}: question must be text"),
     "question is empty": (document(put(qa, question="")), f"{PLACE}: question is empty"),
-    "id is a number": (document(put(qa, id=7)), f"{PLACE}: id must be text, not the number 7"),
+    "id is a fraction": (document(put(qa, id=7.5)), f"{PLACE}: id must be .*, not the number 7.5"),
+    "id is a float": (document(put(qa, id=7.0)), f"{PLACE}: id must be .*, not the number 7.0"),
+    "id is true": (document(put(qa, id=True)), f"{PLACE}: id must be .*, not true/false"),
+    "id is null": (document(put(qa, id=None)), f"{PLACE}: id must be .*, not null"),
+    "id is blank": (document(put(qa, id=" ")), f"{PLACE}: id is empty"),
     "duplicate id": (document(put(qa, id="q0-0")), f"{PLACE}: id 'q0-0' stands twice"),
     "answers missing": (
         document(lambda d: qa(d).pop("answers") and None),
@@ -101,7 +105,15 @@ BAD_FILES = {
     "answer is text": (document(put(qa, answers=["x"])), rf"{PLACE}\.answers\[0\]: must be an obj"),
     "answer text is empty": (document(put(answer, text="")), "text is empty"),
     "start missing": (document(put(answer, answer_start=None)), "must be a whole number, not null"),
-    "start is text": (document(put(answer, answer_start="3")), "must be a whole number, not text"),
+    "start is text": (document(put(answer, answer_start="3rd")), "must be a whole number, not text"),
+    "start is text of a float": (
+        document(put(answer, answer_start="3.0")), "must be a whole number, not text"),
+    "start is blank": (document(put(answer, answer_start=" ")), "must be a whole number, not text"),
+    "start is negative text": (document(put(answer, answer_start="-1")), "outside the context of"),
+    "start is infinite": (document(put(answer, answer_start=float("inf"))), "not the number inf"),
+    "second answer is bad": (
+        document(lambda d: qa(d)["answers"].append({"text": "x", "answer_start": -1})),
+        rf"{PLACE}\.answers\[1\]: .*; correct it, or drop such answers with --on_bad_example skip"),
     "start is true": (document(put(answer, answer_start=True)), "must be a whole number, not true"),
     "start is a fraction": (document(put(answer, answer_start=1.5)), "not the number 1.5"),
     "start is NaN": (document(put(answer, answer_start=float("nan"))), "not the number nan"),
@@ -121,6 +133,7 @@ def test_bad_data_files(refuse, tmp_path, case):
     )
     line = refuse("--test_file", path)
     assert re.search(message, line) and str(path) in line
+    assert ("--on_bad_example skip" in line) == ("data[" in line), "what skip can mend says so"
 
 
 def test_paths_that_are_no_files(refuse, tmp_path):
@@ -246,7 +259,8 @@ def test_bad_datasets_folders(refuse, tmp_path):
     assert "has no split 'train'" in refuse("--dataset_name", tmp_path / "single")
     for name, more, message in (
         ("columns", {}, "split train: no column answers"),
-        ("answers", {"answers": ["x"]}, "answers must hold text and answer_start"),
+        ("answers", {"answers": ["x"]}, r"data\[0\].*answers: must be a list, not text"),
+        ("starts", {"answers": [{"text": ["x"]}]}, r"data\[0\].*answer_start must be .*, not null"),
         ("null", {"context": [None], "answers": [{"text": ["x"], "answer_start": [0]}]},
          r"data\[0\].*context must be text, not null"),
         ("start", {"answers": [{"text": ["x"], "answer_start": [5]}]}, r"data\[0\].*outside the context"),
@@ -256,22 +270,88 @@ def test_bad_datasets_folders(refuse, tmp_path):
         assert re.search(message, refuse("--dataset_name", tmp_path / name))
 
 
+@pytest.fixture
+def score(tmp_path, monkeypatch, capsys):
+    """Run evaluate.py on references and predictions (text, or an object); its status and output."""
+    import runpy
+
+    def run(references, predictions, *flags):
+        paths = [tmp_path / "r.json", tmp_path / "p.json"]
+        for path, content in zip(paths, (references, predictions), strict=True):
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+        argv = ["evaluate.py", "--references", str(paths[0]), "--predictions", str(paths[1])]
+        monkeypatch.setattr("sys.argv", [*argv, *flags])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path("evaluate.py", run_name="__main__")
+        return stopped.value.code, *capsys.readouterr()
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("predictions", "message"),
     [
-        ("[]", "must be an object of the form"),
-        ('{"q": 5}', "the prediction of 'q' is no text"),
+        ("5", "must be an object of the form"),
+        ('"q0-0"', "must be an object of the form"),
+        ('{"q0-0": 5}', "the prediction of 'q0-0' must be text, not the number 5"),
+        ('{"q0-0": null}', "the prediction of 'q0-0' must be text, not null"),
         ("{", "no valid JSON"),
+        ("[5]", "[0]: must be an object, not the number 5"),
+        ('[{"prediction_text": "x"}]', "[0]: id must be text or a whole number, not null"),
+        ('[{"id": 1.0, "prediction_text": "x"}]', "[0]: id must be text or a whole number, not the"),
+        ('[{"id": "q0-0"}]', "the prediction of 'q0-0' must be text, not null"),
+        ('[{"id": 1, "prediction_text": ""}, {"id": "1", "prediction_text": ""}]',
+         "[1]: id '1' stands twice"),
     ],
-)
-def test_bad_prediction_files(tmp_path, toy_files, predictions, message, monkeypatch, capsys):
-    import runpy
+)  # fmt: skip
+def test_bad_prediction_files(score, tmp_path, predictions, message):
+    status, out, err = score(document(), predictions)
+    assert status == 2 and not out
+    assert f"p.json: {message}" in err and err.count("\n") == 1
 
-    (tmp_path / "p.json").write_text(predictions)
-    flags = ["--predictions", str(tmp_path / "p.json"), "--references", toy_files["test_file"]]
-    monkeypatch.setattr("sys.argv", ["evaluate.py", *flags])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path("evaluate.py", run_name="__main__")
-    captured = capsys.readouterr()
-    assert stopped.value.code == 2 and not captured.out
-    assert message in captured.err and captured.err.count("\n") == 1
+
+def at(target, key, value):
+    return document(lambda d: target(d).__setitem__(key, value))
+
+
+BAD_REFERENCES = {
+    "a list": ("[]", "file: must be an object, not a list"),
+    "no data": ("{}", "data: must be a list, not null"),
+    "no questions": ('{"data": []}', "holds no question"),
+    "article is null": ('{"data": [null]}', r"data\[0\]: must be an object, not null"),
+    "flat": ('{"data": [{"id": "q0-0"}]}', r"data\[0\]\.paragraphs: must be a list, not null"),
+    "qas missing": (
+        document(lambda d: paragraph(d).pop("qas") and None), r"\.qas: must be a list, not null"),
+    "id is null": (at(qa, "id", None), f"{PLACE}: id must be text or a whole number, not null"),
+    "id is a float": (at(qa, "id", 1.0), f"{PLACE}: id must be text or a whole number, not the nu"),
+    "answers missing": (
+        document(lambda d: qa(d).pop("answers") and None), rf"{PLACE}\.answers: must be a list"),
+    "answers are columns": (
+        at(qa, "answers", {"text": ["x"]}), rf"{PLACE}\.answers: must be a list, not an object"),
+    "answer is text": (at(qa, "answers", ["x"]), rf"{PLACE}\.answers\[0\]: must be an object"),
+    "answer text is a number": (at(answer, "text", 5), r"\.answers\[0\]: text must be text, not the"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_REFERENCES)
+def test_bad_reference_files(score, case):
+    """What SQuAD's own scripts do not take either; all questions have a prediction."""
+    references, message = BAD_REFERENCES[case]
+    status, out, err = score(references, {f"q0-{n}": "x" for n in range(4)})
+    assert status == 2 and not out and err.count("\n") == 1
+    assert re.search(rf"r\.json: .*{message}", err) and "on_bad_example" not in err
+
+
+def test_a_report_of_what_it_cannot_show_is_refused_in_one_line(score, tmp_path):
+    unanswerable = at(qa, "answers", [])
+    texts = {f"q0-{n}": "x" for n in range(4)}
+    for references, predictions, message in (
+        (unanswerable, texts, "no questions without an answer yet; leave --name out"),
+        (at(qa, "question", "\ud800"), texts, "r.json: contains half a surrogate pair"),
+        (document(), {**texts, "q0-0": "\ud800"}, "p.json: contains half a surrogate pair"),
+        (at(qa, "answers", None), {}, "answers: must be a list, not null"),
+    ):
+        status, out, err = score(references, predictions, "--name", "x")
+        assert status == 2 and not out and "Traceback" not in err
+        assert message in err.splitlines()[-1]
+        assert score(references, predictions)[0] == 0

@@ -126,6 +126,21 @@ def test_hostile_data_stays_text(report):
         assert HOSTILE in opened.locator("#settings").inner_text()
 
 
+def test_a_gold_answer_that_stands_nowhere_marks_nothing(tmp_path):
+    examples = [
+        Example("a", "t", "Orla Venn bought it.", "Who?", (("Ola Venn", -1), ("Venn", 5))),
+        Example("b", "t", "", "Who?", (("Venn", -1),)),
+    ]
+    predictions = [{"a": "Orla", "b": "Venn"}]
+    made = comparison.compare([run("lora")], predictions, examples, None)
+    path = page.write(tmp_path, made, "Study", examples, predictions)[0]
+    with browser_page(path) as opened:
+        first, second = opened.locator(".example").all()
+        assert first.locator("p mark").all_inner_texts() == ["Venn"]
+        assert first.locator("li").first.inner_text() == "gold Ola Venn / Venn"
+        assert second.locator("p mark").count() == 0
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1200])
 def test_it_fits_and_can_be_read(report, scheme, width):
