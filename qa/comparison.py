@@ -21,7 +21,7 @@ from qa.squad import Example
 SCORES = {"exact_match": "EM", "f1": "F1", "bertscore_f1": "BERTScore"}
 QUESTION_WORDS = ("what", "which", "who", "whose", "whom", "when", "where", "how", "why")
 SINGLY = 6  # so many other runs are spoken of one by one
-CONVERGED = 0.95  # of the best validation F1 of all runs
+CONVERGED = 0.95  # of the best validation F1
 
 
 def compare(
@@ -46,8 +46,7 @@ def compare(
     groups: dict[str, list[int]] = {}
     for index, run in enumerate(found):
         groups.setdefault(run["run_name"], []).append(index)
-    target = target_f1(found)
-    rows = [_row(name, [found[i] for i in indices], target) for name, indices in groups.items()]
+    rows = [_row(name, [found[i] for i in indices]) for name, indices in groups.items()]
     rows.sort(key=lambda row: -row["scores"]["f1"]["value"])
     _mark_best(rows)
     made = {
@@ -55,7 +54,6 @@ def compare(
         "runs": found,
         "test": found[0].get("data", {}).get("test"),
         "bertscore_hash": found[0].get("bertscore_hash"),
-        "target_f1": target,
         "no_intervals": "the test data is not there",
         "bootstrap": None,
         "differences": [],
@@ -103,11 +101,8 @@ def _score(
     return scores
 
 
-def _row(name: str, runs: list[Mapping], target: float | None) -> dict[str, Any]:
-    """One run name over its seeds: mean ± sd of the scores, what it cost, how fast it converged.
-
-    target: see `target_f1`.
-    """
+def _row(name: str, runs: list[Mapping]) -> dict[str, Any]:
+    """One run name over its seeds: mean ± sd of the scores, and what it cost."""
     scores = {}
     for key in SCORES:
         values = [run[f"eval_{key}"] for run in runs if f"eval_{key}" in run]
@@ -139,7 +134,6 @@ def _row(name: str, runs: list[Mapping], target: float | None) -> dict[str, Any]
         "scores": scores,
         "cost": cost,
         "best_epoch": _mean(runs, "best_epoch") if trained else None,
-        "converged_steps": [converged_step(rows, target) for rows in histories if rows and target],
         # a freshly drawn head that nothing has trained answers at random
         "random_head": not trained and first.get("head_trained") is False,
     }
@@ -169,24 +163,12 @@ def _device(run: Mapping[str, Any]) -> str | None:
     return name + (f", {processes} processes" if processes > 1 else "")
 
 
-def target_f1(found: Sequence[Mapping[str, Any]]) -> float | None:
-    """The validation F1 that speed of convergence is measured to: 95 % of the best of all runs.
-
-    A target of each run's own would call one that never improves the fastest. None where nothing
-    trained, or runs had different validation splits.
-    """
-    trained = [run for run in found if run.get("history")]
-    if len({run.get("fingerprints", {}).get("validation") for run in trained}) != 1:
-        return None
-    return CONVERGED * max(row["eval_f1"] for run in trained for row in run["history"])
-
-
-def converged_step(history: Sequence[Mapping[str, float]], target: float) -> int | None:
-    """Updates until validation F1 first reached the target; None: never.
+def converged_step(history: Sequence[Mapping[str, float]], target: float) -> float:
+    """Updates until validation F1 first reached the target; infinite where it never did.
 
     Known as finely as the run was evaluated.
     """
-    return next((row["step"] for row in history if row["eval_f1"] >= target), None)
+    return next((row["step"] for row in history if row["eval_f1"] >= target), inf)
 
 
 def _mark_best(rows: list[dict[str, Any]]) -> None:
@@ -318,19 +300,30 @@ def _claims(made: Mapping[str, Any]) -> list[dict[str, str]]:
             continue
         lora, prompt = pair["lora"], pair["prompt_tuning"]
         names = f"{lora['run_name']} above {prompt['run_name']}"
-        speed = _faster(lora, prompt, made["target_f1"])
-        claims.append({"claim": f"{names} in convergence speed", **speed})
+        trained = [
+            [run for run in made["runs"] if run["run_name"] == row["run_name"]]
+            for row in (lora, prompt)
+        ]
+        claims.append({"claim": f"{names} in convergence speed", **_faster(*trained)})
         for key in ("f1", "exact_match"):
             claims.append({"claim": f"{names} in {SCORES[key]}", **_above(made, lora, prompt, key)})
     return claims
 
 
-def _faster(a: Mapping[str, Any], b: Mapping[str, Any], target: float | None) -> dict[str, str]:
-    """yes or no where all seeds of one lie on one side of all seeds of the other, two at least."""
-    if target is None:
+def _faster(a: Sequence[Mapping], b: Sequence[Mapping]) -> dict[str, str]:
+    """Is run a, given by its seeds, the faster one to reach a validation F1?
+
+    The target is 95 % of the best of both: one of each run's own would call a run that never
+    improves the fastest. yes or no where all seeds of one lie on one side of all seeds of the other,
+    two at least.
+    """
+    trained = [run for run in (*a, *b) if run.get("history")]
+    if len({run.get("fingerprints", {}).get("validation") for run in trained}) > 1:
         return {"answer": "undecided", "evidence": "their validation splits differ"}
+    target = CONVERGED * max((r["eval_f1"] for run in trained for r in run["history"]), default=0)
     fast, slow = (
-        [inf if step is None else step for step in row["converged_steps"]] for row in (a, b)
+        [converged_step(run["history"], target) for run in runs if run.get("history")]
+        for runs in (a, b)
     )
     answer = "undecided"
     if min(len(fast), len(slow)) > 1:
@@ -343,7 +336,7 @@ def _faster(a: Mapping[str, Any], b: Mapping[str, Any], target: float | None) ->
         for steps in (fast, slow)
     ]
     why = (
-        f"updates until validation F1 is {target:.2f}, 95 % of the best of all runs, by seed: "
+        f"updates until validation F1 is {target:.2f}, 95 % of the best of both, by seed: "
         f"{listed[0]} against {listed[1]}"
     )
     return {"answer": answer, "evidence": why}

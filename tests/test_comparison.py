@@ -156,18 +156,16 @@ def test_seconds_of_several_devices_are_named_and_not_put_together():
     assert page.devices(alone) == {} and "trained on Linux, H200" in page.subtitle(alone)
 
 
-def test_convergence_is_measured_to_one_target_for_all_runs():
+def test_convergence_is_measured_to_one_target_for_both():
     """A run that never improves does not get anywhere first."""
     assert comparison.converged_step(history(90, 94, 96, 100), 95) == 30
-    assert comparison.converged_step(history(90, 94), 95) is None
+    assert comparison.converged_step(history(90, 94), 95) == np.inf
     runs = [run(name, seed) for name in ("lora", "prompt_tuning") for seed in (1, 2)]
     flat, rising = history(20, 20, 20), history(20, 79, 80)
     made = compare(runs, [0.5] * 4, [rising, rising, flat, flat])
-    assert made["target_f1"] == 0.95 * 80
-    steps = {row["run_name"]: row["converged_steps"] for row in made["rows"]}
-    assert steps == {"lora": [20, 20], "prompt_tuning": [None, None]}
     assert made["claims"][0]["answer"] == "yes"
-    assert "by seed: 20, 20 against never, never" in made["claims"][0]["evidence"]
+    evidence = "until validation F1 is 76.00, 95 % of the best of both, by seed: 20, 20 against "
+    assert evidence + "never, never" in made["claims"][0]["evidence"]
     json.dumps(made, allow_nan=False)
     for index, one in enumerate(runs):
         one["fingerprints"] = {"validation": str(index % 2)}
