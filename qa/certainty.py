@@ -28,6 +28,7 @@ S seeds, Q questions, C articles, R resamples.
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class Resampled:
         """The value and its interval, which does not leave the range of the scores."""
         if self.articles < MIN_ARTICLES:
             return Estimate(self.value, None, None, self.n)
-        values, below = self._distribution()
+        values, below = self.distribution
         ends = np.interp([ALPHA / 2, 1 - ALPHA / 2], below, values)
         low, high = np.clip(ends, *self.bounds).tolist()
         return Estimate(self.value, low, high, self.n)
@@ -94,12 +95,13 @@ class Resampled:
         found = difference.estimate()
         if found.low is None:
             return found
-        values, below = difference._distribution()
+        values, below = difference.distribution
         share = np.interp(0, values, below, left=0, right=1)
         least = max(2.0 ** (1 - self.articles), 1 / len(self.draws))
         return replace(found, p=float(max(2 * min(share, 1 - share), least)))
 
-    def _distribution(self) -> tuple[np.ndarray, np.ndarray]:
+    @cached_property
+    def distribution(self) -> tuple[np.ndarray, np.ndarray]:
         """The distinct draws in ascending order, and the share of draws below each.
 
         Half of those equal to it count as below: scores of 0 and 1 tie often, and would seem less
