@@ -105,8 +105,8 @@ class Resampled:
         """The distinct draws in ascending order, and the share of draws below each.
 
         Half of those equal to it count as below: scores of 0 and 1 tie often, and would seem less
-        certain than they are (mid-distribution: Ma, Genton & Parzen 2011,
-        https://doi.org/10.1007/s10463-009-0249-5). Rounded, so that equal means tie.
+        certain than they are (mid-distribution: Ma, Genton & Parzen 2011, "Asymptotic properties
+        of sample quantiles of discrete distributions", AISM 63). Rounded, so that equal means tie.
         """
         draws = self.draws[~np.isnan(self.draws)]
         if self.seed_term:
