@@ -1,41 +1,50 @@
 """How sure can one be of a score, and of a difference between two methods?
 
-Questions of one article share its text and its author, so whole articles are resampled, not
-questions: the cluster bootstrap (Cameron, Gelbach & Miller 2008, https://doi.org/10.1162/rest.90.3.414;
-Efron & Tibshirani 1993, ch. 8 and 16). All methods are scored on the same drawn articles, so that
-differences are paired (Dror et al. 2018, https://aclanthology.org/P18-1128).
+Questions of one article share its text and its author, so whole articles are drawn, not single
+questions. Each resample holds every article with probability one half, and its score is the mean
+over their questions. An interval is the middle 95 % of these means. If articles deviate from the
+true mean independently and symmetrically, it holds the true mean that often for any number of
+articles, of any sizes and variances (Hartigan 1969, "Using subsample values as typical values",
+JASA 64, 1303-1317). Draws with replacement give intervals that are too short where articles are few
+or their sizes unequal.
 
-Where a method has several seeds these are drawn as well, for each method on its own, as random
-effects. The means of two seeds differ partly because each answers single questions by luck, which
-the draw of articles holds already: counted twice it would make intervals half as wide again (Owen
-2007, https://doi.org/10.1214/07-AOAS122). So the seeds' deviations are shrunk to the part that is
-theirs alone (Davison & Hinkley 1997, section 3.8).
+All methods are scored on the same draws, so that differences are paired. The share of resamples in
+which a difference has the other sign is then the p-value of the test that exchanges the answers of
+the two methods article by article (Noreen 1989, "Computer-intensive methods for testing
+hypotheses"; Dror et al. 2018, https://aclanthology.org/P18-1128). Interval and p-value agree:
+p < 0.05 exactly where the interval leaves out 0.
 
-Of n articles or seeds, n - 1 are drawn with replacement: n would make the variance too small by
-(n - 1) / n (Rao & Wu 1988, https://doi.org/10.1080/01621459.1988.10478591), a third for three
-seeds. With two or three seeds their part of an interval remains a rough one.
+The seeds of a method are random effects, which move all articles together. The means of two seeds
+differ partly because each answers single questions by luck, which the draw of articles holds
+already: counted twice it would make intervals half as wide again (Owen 2007,
+https://doi.org/10.1214/07-AOAS122). So the seeds' deviations are shrunk to the part that is theirs
+alone (Davison & Hinkley 1997, section 3.8), and normal draws of that size are added. With two or
+three seeds this size is itself only roughly known, so the resamples are spread out as far as
+Student's t, with degrees of freedom by Satterthwaite (1946, https://doi.org/10.2307/3002019).
 
 S seeds, Q questions, C articles, R resamples.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 NUM_RESAMPLES = 10_000
 ALPHA = 0.05  # intervals hold 1 - ALPHA
-MIN_ARTICLES = 5  # of fewer, draws say too little of how others would do
-Z = 1.959964  # the normal distribution's 1 - ALPHA / 2 quantile
+MIN_ARTICLES = 8  # fewer have too few subsets to tell 5 % of them
+# Student's 1 - ALPHA / 2 quantile in powers of 1 / df (Abramowitz & Stegun 1964, eq. 26.7.5)
+T_QUANTILE = (1.5895340, 2.5558497, 2.8224986, 2.3722712, 1.9599640)
+BLOCK = 1 << 18  # so many draws are unpacked at a time: 2 MB, which stay in the cache
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A value, its 95 % interval, and over how many questions; `p` where it is a difference.
 
-    Of fewer than MIN_ARTICLES articles there is no interval.
+    Of fewer than MIN_ARTICLES articles there is no interval and no p.
     """
 
     value: float
@@ -45,10 +54,66 @@ class Estimate:
     p: float | None = None
 
 
-def _draws(things: int, rng: np.random.Generator, num_resamples: int) -> np.ndarray:
-    """How often each of `things` was drawn, (R, things): one less than there are, or the only one."""
-    drawn = max(1, things - 1)
-    return rng.multinomial(drawn, np.full(things, 1 / things), num_resamples).astype(float)
+@dataclass(frozen=True)
+class Resampled:
+    """A mean score, or a difference of two, and its draws: what it is in each resample, (R,).
+
+    A draw is NaN where it holds no question. articles: of how many the questions are.
+    seed_term: variance that comes from seeds, squared and divided by its degrees of freedom.
+    bounds: the lowest and the highest score of a question.
+    """
+
+    value: float
+    draws: np.ndarray
+    n: int
+    articles: int
+    seed_term: float
+    bounds: tuple[float, float] = (-np.inf, np.inf)
+
+    def estimate(self) -> Estimate:
+        """The value and its interval, which does not leave the range of the scores."""
+        if self.articles < MIN_ARTICLES:
+            return Estimate(self.value, None, None, self.n)
+        values, below = self.distribution
+        ends = np.interp([ALPHA / 2, 1 - ALPHA / 2], below, values)
+        low, high = np.clip(ends, *self.bounds).tolist()
+        return Estimate(self.value, low, high, self.n)
+
+    def minus(self, other: "Resampled") -> Estimate:
+        """This less another of the same resamples, with the p-value of their being equal.
+
+        No p is smaller than C articles can show, whose answers can be exchanged in 2^C ways, or
+        than R resamples can.
+        """
+        difference = Resampled(
+            self.value - other.value,
+            self.draws - other.draws,
+            self.n,
+            self.articles,
+            self.seed_term + other.seed_term,
+        )
+        found = difference.estimate()
+        if found.low is None:
+            return found
+        values, below = difference.distribution
+        share = np.interp(0, values, below, left=0, right=1)
+        least = max(2.0 ** (1 - self.articles), 1 / len(self.draws))
+        return replace(found, p=float(max(2 * min(share, 1 - share), least)))
+
+    @cached_property
+    def distribution(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct draws in ascending order, and the share of draws below each.
+
+        Half of those equal to it count as below: scores of 0 and 1 tie often, and would seem less
+        certain than they are (mid-distribution: Ma, Genton & Parzen 2011, "Asymptotic properties
+        of sample quantiles of discrete distributions", AISM 63). Rounded, so that equal means tie.
+        """
+        draws = self.draws[~np.isnan(self.draws)]
+        if self.seed_term:
+            quantile = np.polyval(T_QUANTILE, self.seed_term / draws.var() ** 2)
+            draws = self.value + (draws - self.value) * quantile / T_QUANTILE[-1]
+        values, counts = np.unique(draws.round(9) + 0.0, return_counts=True)  # no -0.0
+        return values, (counts.cumsum() - counts / 2) / len(draws)
 
 
 class Bootstrap:
@@ -61,75 +126,73 @@ class Bootstrap:
         names, self.article_of = np.unique(np.asarray(articles), return_inverse=True)
         self.num_articles, self.num_resamples, self.seed = len(names), num_resamples, seed
         rng = np.random.default_rng(seed)
-        self.weights = _draws(self.num_articles, rng, num_resamples)  # (R, C)
+        # a bit for each article: 25 MB for 20,000 articles
+        self.bits = rng.integers(256, size=(num_resamples, -(-len(names) // 8)), dtype=np.uint8)
+
+    def weights(self) -> Iterator[np.ndarray]:
+        """1 for the articles that a resample holds, else 0: (R, C) in blocks of rows."""
+        rows = max(1, BLOCK // self.num_articles)
+        for start in range(0, self.num_resamples, rows):
+            block = self.bits[start : start + rows]
+            yield np.unpackbits(block, axis=1, count=self.num_articles).astype(float)
+
+    def resample(
+        self, runs: Mapping[str, np.ndarray], mask: np.ndarray | None = None
+    ) -> dict[str, Resampled]:
+        """The mean score of each method, in all and in each resample.
+
+        runs: scores by method, (S, Q) each. mask: the questions that count, (Q,).
+        """
+        inside = np.ones(len(self.article_of), bool) if mask is None else mask
+        article_of = self.article_of[inside]
+        counts = np.bincount(article_of, minlength=self.num_articles)  # (C,)
+        chosen = {name: scores[:, inside] for name, scores in runs.items()}
+        sums = {
+            name: np.stack([np.bincount(article_of, row, self.num_articles) for row in scores], 1)
+            for name, scores in chosen.items()
+        }  # (C, S) each
+        columns = np.stack([counts, *(of.mean(1) for of in sums.values())], 1)
+        drawn = np.concatenate([block @ columns for block in self.weights()])
+        with np.errstate(invalid="ignore"):
+            means = (drawn[:, 1:] / drawn[:, :1]).T
+        found = {}
+        for (name, scores), draws in zip(chosen.items(), means, strict=True):
+            seeds, seed_term = len(scores), 0.0
+            if seeds > 1:
+                effects = _seed_effects(sums[name], counts)
+                draws = draws + self.seed_weights(name, seeds) @ effects
+                seed_term = float((effects @ effects) ** 2 / (seeds - 1))
+            found[name] = Resampled(
+                float(scores.mean()),
+                draws,
+                scores.shape[1],
+                np.count_nonzero(counts),
+                seed_term,
+                (float(scores.min()), float(scores.max())),
+            )
+        return found
 
     def seed_weights(self, name: str, seeds: int) -> np.ndarray:
-        """Shares of a method's seeds, (R, S): its own draws, the same for each of its scores."""
+        """A method's own draws of its seeds, (R, S), standard normal: the same for all scores."""
         rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
-        drawn = _draws(seeds, rng, self.num_resamples)
-        return drawn / drawn.sum(1, keepdims=True)
-
-    def means(self, name: str, scores: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        """A method's mean score in each resample, (R,).
-
-        scores: (S, Q). mask: the questions that count, (Q,); NaN where none of them was drawn.
-        """
-        inside = np.ones(scores.shape[1]) if mask is None else mask.astype(float)
-        sums = np.stack(
-            [np.bincount(self.article_of, row * inside, self.num_articles) for row in scores], 1
-        )  # (C, S)
-        counts = np.bincount(self.article_of, inside, self.num_articles)  # (C,)
-        with np.errstate(invalid="ignore"):
-            drawn = (self.weights @ sums.mean(1)) / (self.weights @ counts)
-        if len(scores) == 1:
-            return drawn
-        return drawn + self.seed_weights(name, len(scores)) @ _seed_effects(sums, counts)
+        return rng.standard_normal((self.num_resamples, seeds))
 
     def score(self, name: str, scores: np.ndarray, mask: np.ndarray | None = None) -> Estimate:
         """A method's mean score over seeds and (masked) questions, with its interval."""
-        chosen, articles = scores, self.num_articles
-        if mask is not None:
-            chosen, articles = scores[:, mask], len(np.unique(self.article_of[mask]))
-        low, high = _interval(self.means(name, scores, mask), articles)
-        return Estimate(float(chosen.mean()), low, high, chosen.shape[1])
+        return self.resample({name: scores}, mask)[name].estimate()
 
     def difference(self, a: str, of_a: np.ndarray, b: str, of_b: np.ndarray) -> Estimate:
-        """Mean of a minus mean of b, its interval, and the p-value of their being equal.
-
-        p: how often the resampled difference, shifted to be centred on 0, is as far from 0 as the
-        observed one (two-sided; one is added to both counts, Davison & Hinkley 1997, eq. 4.11).
-        """
-        value = float(of_a.mean() - of_b.mean())
-        resampled = self.means(a, of_a) - self.means(b, of_b)
-        low, high = _interval(resampled, self.num_articles)
-        # Equal scores differ by rounding alone: 1e-6 of a percentage point.
-        extreme = np.abs(resampled - value) >= abs(value) - 1e-6
-        p = (1 + int(extreme.sum())) / (1 + self.num_resamples)
-        return Estimate(value, low, high, of_a.shape[1], p)
-
-
-def tail(articles: int) -> float:
-    """The share of resamples on either side of an interval.
-
-    Few articles vary like Student's t: the percentiles are put out as far as its quantile
-    (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789), here by its expansion.
-    """
-    return NormalDist().cdf(-(Z + (Z**3 + Z) / (4 * (articles - 1))))
-
-
-def _interval(resampled: np.ndarray, articles: int) -> tuple[float, float] | tuple[None, None]:
-    if articles < MIN_ARTICLES:
-        return None, None
-    low, high = np.nanquantile(resampled, [tail(articles), 1 - tail(articles)])
-    return float(low), float(high)
+        """Mean of a minus mean of b, its interval, and the p-value of their being equal."""
+        return self.resample({a: of_a})[a].minus(self.resample({b: of_b})[b])
 
 
 def _seed_effects(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """What each seed adds to the mean, (S,): their deviations, shrunk to the variance of seeds.
+    """What each seed adds to the mean, (S,); the sum of squares is the variance that they add.
 
+    Their deviations, shrunk to the variance of seeds.
     sums: of the scores by article and seed, (C, S). counts: questions by article, (C,).
     """
-    articles, seeds = sums.shape
+    articles, seeds = np.count_nonzero(counts), sums.shape[1]
     means = sums.sum(0) / counts.sum()
     residual = sums - counts[:, None] * means
     residual -= residual.mean(1, keepdims=True)
@@ -138,7 +201,7 @@ def _seed_effects(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     by_luck *= articles / max(1, articles - 1)
     between = means.var(ddof=1)
     share = max(0.0, 1 - by_luck / between) if between > 0 else 0.0
-    return (means - means.mean()) * np.sqrt(share)
+    return (means - means.mean()) * np.sqrt(share / (seeds * (seeds - 1)))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

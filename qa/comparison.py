@@ -4,6 +4,7 @@ From the results and predictions of runs to one plain structure, `compare`, of w
 table, page and results.json are made. Every sentence of the findings is computed from it.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -182,37 +183,28 @@ def _mark_best(rows: list[dict[str, Any]]) -> None:
 def _certainty(rows: list[dict], arrays: Mapping, boot: Bootstrap) -> list[dict[str, Any]]:
     """Intervals into the rows; the difference of every pair, the better first.
 
-    A row whose difference from the best has an interval over 0, or does not stand up to Holm's
-    correction over the comparisons with the best, is `tied` with it.
+    A row is `tied` with the best unless their difference stands up to Holm's correction over the
+    comparisons with the best.
     """
     differences = []
     for key in rows[0]["scores"]:
+        resampled = boot.resample({name: scores[key] for name, scores in arrays.items()})
         ordered = sorted(rows, key=lambda row: -row["scores"][key]["value"])
         for row in rows:
-            estimate = boot.score(row["run_name"], arrays[row["run_name"]][key])
+            estimate = resampled[row["run_name"]].estimate()
             row["scores"][key] |= {"low": estimate.low, "high": estimate.high}
+        names = [row["run_name"] for row in ordered]
         pairs = [
-            {
-                "score": key,
-                "a": a["run_name"],
-                "b": b["run_name"],
-                **asdict(
-                    boot.difference(
-                        a["run_name"], arrays[a["run_name"]][key],
-                        b["run_name"], arrays[b["run_name"]][key],
-                    )
-                ),
-            }
-            for i, a in enumerate(ordered)
-            for b in ordered[i + 1 :]
-        ]  # fmt: skip
-        with_best = {pair["b"]: pair for pair in pairs if pair["a"] == ordered[0]["run_name"]}
+            {"score": key, "a": a, "b": b, **asdict(resampled[a].minus(resampled[b]))}
+            for a, b in itertools.combinations(names, 2)
+        ]
+        with_best = {pair["b"]: pair for pair in pairs if pair["a"] == names[0]}
         corrected = holm({name: pair["p"] for name, pair in with_best.items()})
         for row in ordered[1:]:
             pair = with_best[row["run_name"]]
             pair["p_holm"] = corrected[row["run_name"]]
             row["scores"][key]["p_holm"] = pair["p_holm"]
-            row["scores"][key]["tied"] = pair["low"] <= 0 or pair["p_holm"] >= ALPHA
+            row["scores"][key]["tied"] = pair["p_holm"] >= ALPHA
         differences += pairs
     return differences
 
@@ -266,16 +258,15 @@ def _slices(
     rows: list[dict], arrays: Mapping, boot: Bootstrap, examples: Sequence[Example]
 ) -> list:
     """F1 of each run with its interval, by slice."""
+    f1 = {row["run_name"]: arrays[row["run_name"]]["f1"] for row in rows}
     return [
         {
             "kind": kind,
             "label": label,
             "n": int(mask.sum()),
             "f1": {
-                row["run_name"]: asdict(
-                    boot.score(row["run_name"], arrays[row["run_name"]]["f1"], mask)
-                )
-                for row in rows
+                name: asdict(resampled.estimate())
+                for name, resampled in boot.resample(f1, mask).items()
             },
         }
         for kind, masks in slices_of(examples).items()
