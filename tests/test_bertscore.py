@@ -69,7 +69,7 @@ def test_layers_name_and_baseline_are_settings(scorer, encoder, monkeypatch):
         bertscore.Scorer("embedded", rescale=True)
     with pytest.raises(UserError, match="bertscore_model: embedded cannot be loaded"):
         bertscore.Scorer("embedded", num_layers=9)
-    with pytest.raises(UserError, match="bertscore_model: /nowhere cannot be loaded"):
+    with pytest.raises(UserError, match="bertscore_model: /nowhere is no folder; give a folder"):
         bertscore.Scorer("/nowhere")
 
 
