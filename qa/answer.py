@@ -100,7 +100,10 @@ class Answerer:
         list. A question that leaves its context too little room is cut, with a warning. Raises
         UserError for anything but texts.
         """
+        import numpy as np
+
         from qa import loop
+        from qa.labels import unknown_ids
         from qa.squad import Example, Split
         from qa.windows import build_windows
 
@@ -127,6 +130,13 @@ class Answerer:
             first = questions[windows.cut_questions[0]]
             warnings.warn(
                 f"{count} questions are too long and were cut (first: {first[:40]}…)", stacklevel=2
+            )
+        unknown = np.isin(windows.context_ids, unknown_ids(self.tokenizer)).sum()
+        if 2 * unknown > len(windows.context_ids):
+            warnings.warn(
+                "most of the context's tokens are unknown to the model, whose answers then mean "
+                "little; choose a model for this language and script",
+                stacklevel=2,
             )
         size = settings.n_best_size
         found, _ = loop.predict(

@@ -109,6 +109,8 @@ def is_adapter(place: str, revision: str | None = None) -> bool:
 
     if find_adapter_config_file(place, revision=revision) is None:
         return False
+    if (Path(place) / "config.json").exists():
+        load_config(place)  # a run's that is damaged is no adapter
     if any(Path(place).glob("model*.safetensors")):  # transformers would join the two in silence
         raise UserError(
             "holds a whole model and a PEFT adapter beside it; move one to another folder"

@@ -7,7 +7,7 @@ import pytest
 
 QA = Path(__file__).parent.parent / "qa"
 # Each file may import those before it: examples → windows → … → what a person sees.
-ORDER = ["__init__", "methods", "study", "squad", "windows", "spans", "metrics"]
+ORDER = ["__init__", "methods", "study", "squad", "windows", "labels", "spans", "metrics"]
 ORDER += ["pretrained", "bertscore", "certainty"]
 ORDER += ["kernels", "adalora", "model"]
 ORDER += ["checkpoint", "loop", "search", "runs"]
