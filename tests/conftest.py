@@ -177,12 +177,12 @@ def make_adapter(folder: Path, base: Path | str, method: str = "LoraConfig", **c
     torch.manual_seed(1)
     config = {"modules_to_save": ["qa_outputs"], "target_modules": ["query"], **config}
     config = getattr(peft, method)(**{k: v for k, v in config.items() if v is not None})
-    network = peft.PeftModel(load_base(str(base)).model, config)
+    network = peft.get_peft_model(load_base(str(base)).model, config)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data.normal_(std=0.3)
     config.base_model_name_or_path = str(base)
-    network.save_pretrained(folder)
+    network.save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 
