@@ -246,7 +246,10 @@ def _merged(
         warnings.simplefilter("ignore")  # of what is missing, which is an error here
         network = PeftModel(base.model, config)
         found = network.load_adapter(str(Path(file).parent), "default")
-    for key in (*found.unexpected_keys, *found.missing_keys):
+    state = network.state_dict()  # RandLoRA's bases are in it many times, and in the file once
+    there = {tensor.data_ptr() for key, tensor in state.items() if key not in found.missing_keys}
+    missing = [key for key in found.missing_keys if state[key].data_ptr() not in there]
+    for key in (*found.unexpected_keys, *missing):
         raise UserError(f"{what} and does not fit it (see {key}); give the base it was made for")
     return replace(
         base,

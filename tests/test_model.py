@@ -407,6 +407,7 @@ def with_adapter(base, adapter, inputs):
         ("LoraConfig", {"init_lora_weights": "pissa"}),
         ("IA3Config", {"feedforward_modules": []}),
         ("VeraConfig", {"r": 4}),
+        ("RandLoraConfig", {"r": 4}),
     ],
 )
 @torch.no_grad()
