@@ -407,7 +407,10 @@ def with_adapter(base, adapter, inputs):
         ("LoraConfig", {"init_lora_weights": "pissa"}),
         ("IA3Config", {"feedforward_modules": []}),
         ("VeraConfig", {"r": 4}),
-        ("RandLoraConfig", {"r": 4}),
+        (
+            "RandLoraConfig",
+            {"r": 4, "target_modules": "all-linear", "exclude_modules": ["qa_outputs"]},
+        ),
     ],
 )
 @torch.no_grad()
