@@ -14,6 +14,7 @@ import numpy as np
 from qa.squad import Split
 from qa.windows import Windows, lowers
 
+FEW = 5  # questions below which a share is chance
 SAMPLE = 300  # labels whose tokens are read back; 20 give a share already
 # Shares above which a finding is said, is a warning, and ends the program. Ordinary data stay
 # below the first: of SQuAD's labels 0.2 to 0.6 % are wrong. No exact match is possible where a label is
@@ -32,6 +33,7 @@ LIMITS = {
 class LabelReport:
     """How the labels of a split's windows read. Shares are from 0 to 1, and 0 of nothing."""
 
+    questions: int  # that have an answer
     wrong: float  # of the labelled questions: the label does not read as the answer
     unknown_tokens: float  # of the contexts' tokens: they stand for any text
     unknown_answers: float  # of the labelled questions: an unknown token is in the answer
@@ -100,6 +102,7 @@ def report_labels(
     count = len(labels.example)
     answered = sum(bool(example.answers) for example in split.examples)
     return LabelReport(
+        questions=answered,
         wrong=max(len(wrong) / max(1, count), _misspelt(windows, split, tokenizer, labels)),
         unknown_tokens=int(unknown.sum()) / max(1, len(unknown)),
         unknown_answers=int(has_unknown.sum()) / max(1, count),
@@ -182,7 +185,8 @@ def findings(report: LabelReport) -> list[Finding]:
     found = []
     for about, (share, text, remedy) in said.items():
         level = sum(share > limit for limit in LIMITS[about]) - 1
-        if level >= 0:
+        chance = about != "tokens" and level < 2 and share * report.questions < FEW
+        if level >= 0 and not chance:
             advice = f"; {remedy}" if level else ""
             found.append(Finding(about, level, f"{share:.1%} {text}{advice}"))
     return found

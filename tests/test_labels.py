@@ -25,10 +25,10 @@ THAI = {
 
 
 def split_of(answers: dict[str, str]) -> Split:
-    """One question on each context."""
+    """Ten questions on each context."""
     examples = [
         Example(f"q{n}", "t", context, "?", ((answer, context.index(answer)),))
-        for n, (context, answer) in enumerate(answers.items())
+        for n, (context, answer) in enumerate(10 * list(answers.items()))
     ]
     return Split("test", examples, "test")
 
@@ -111,6 +111,8 @@ def test_marks_and_white_space_behind_a_text_do_not_count():
     half = read(split_of({"bob kad lif": "ka", "bod bof bog": "bof"}), TOKENIZERS["wordpiece"]())
     assert half.wrong == 0.5 and half.first_wrong == "q0: 'kad' for 'ka'"
     assert levels(half) == {"labels": 1}, "half of them right is still let pass"
+    assert not findings(replace(half, questions=8)), "a few may be chance"
+    assert levels(replace(half, questions=8, wrong=0.6)) == {"labels": 2}, "most of them are not"
 
 
 def test_answers_too_long_for_a_window_or_for_the_limit():
