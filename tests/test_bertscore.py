@@ -102,6 +102,22 @@ def test_pickled_weights_are_refused(tmp_path):
         bertscore.Scorer(str(folder))
 
 
+def test_a_name_that_the_library_takes_for_another_model(tmp_path):
+    """It loads a T5 from any folder with t5 in its path, whatever stands there."""
+    folder = make_encoder(tmp_path / "bert5")
+    with pytest.raises(UserError, match="bert5, which the library takes for a T5 by its name"):
+        bertscore.Scorer(str(folder))
+
+
+def test_a_tokenizer_without_padding_is_refused_before_it_is_needed(tmp_path):
+    folder = make_encoder(tmp_path / "unpadded", "roberta")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["pad_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"bertscore_model: .* a tokenizer without a padding token"):
+        bertscore.Scorer(str(folder))
+
+
 def test_beside_em_and_f1_in_the_evaluate_library(scorer):
     library = metrics.evaluate_library()
     metric = bertscore.bertscore_metric()
