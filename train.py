@@ -35,6 +35,7 @@ class Prepared:
     base: Any  # model.Base
     splits: dict[str, Any]  # squad.Split by name
     windows: dict[str, Any]  # windows.Windows by name
+    findings: dict[str, list]  # labels.Finding by name
     dataset_revision: str | None
 
     def fingerprints(self) -> dict[str, str]:
@@ -96,8 +97,10 @@ def prepare(
 ) -> Prepared:
     """Load and check encoder and data (the named splits, or all); cut windows. Raises UserError.
 
-    others: of more methods that are to go together with this encoder.
+    others: of more methods that are to go together with this encoder. Labels that do not read as
+    their answers end it, unless --on_bad_labels lets them pass.
     """
+    from qa.labels import findings, report_labels
     from qa.methods import get_method
     from qa.model import check, load_base
     from qa.squad import SPLITS, load_splits
@@ -109,6 +112,7 @@ def prepare(
             settings.model_revision,
             settings.seed,
             settings.encoder_dropout,
+            settings.do_lower_case,
         )
         for one in (settings, *others):
             check(
@@ -129,7 +133,19 @@ def prepare(
             )
             for name, split in splits.items()
         }
-    return Prepared(base, splits, windows, dataset_revision)
+        found = {
+            name: findings(
+                report_labels(windows[name], split, base.tokenizer, settings.max_answer_length)
+            )
+            for name, split in splits.items()
+        }
+    for name, listed in found.items():
+        for finding in listed:
+            if finding.level == 2 and settings.on_bad_labels == "error":
+                raise UserError(
+                    f"{name}: {finding.text}; or go on all the same with --on_bad_labels warn"
+                )
+    return Prepared(base, splits, windows, found, dataset_revision)
 
 
 def make_model(settings: study.Settings, base: Any, device: Any) -> Any:
@@ -189,6 +205,9 @@ def facts(settings: study.Settings, prepared: Prepared, model: Any) -> dict[str,
             )
         if split.skipped.first:
             shown[f"{name} skipped"] = f"{split.skipped}, first: {split.skipped.first}"
+        for finding in prepared.findings[name]:
+            warning = "warning: " if finding.level else ""
+            shown[f"{name} {finding.about}"] = f"{warning}{finding.text}"
     leaked = leaked_contexts(prepared.splits)
     if leaked:
         shown["warning"] = (

@@ -27,8 +27,9 @@ from qa.methods import get_method
 
 # What data, windows and encoder are made from.
 PREPARED_FROM = (*study.DATA_FIELDS, "dataset_revision", "validation_fraction", "data_seed",
-                 "max_train_samples", "max_validation_samples", "on_bad_example", "max_seq_length",
-                 "doc_stride", "model_name_or_path", "model_revision", "encoder_dropout", "seed",
+                 "max_train_samples", "max_validation_samples", "on_bad_example", "on_bad_labels",
+                 "do_lower_case", "max_seq_length", "doc_stride", "max_answer_length",
+                 "model_name_or_path", "model_revision", "encoder_dropout", "seed",
                  "cache_dir")  # fmt: skip
 
 

@@ -6,7 +6,6 @@
 RUN is a run of this program, or any plain folder or hub model with a trained span head.
 """
 
-import json
 import sys
 import warnings
 from collections.abc import Iterator
@@ -55,7 +54,8 @@ class Answerer:
         import torch
 
         from qa import methods, runs
-        from qa.model import SHORT_NAMES, Architecture, attach, load_base
+        from qa.model import Architecture, attach, load_base
+        from qa.pretrained import MODEL_FILES, SHORT_NAMES, is_run
 
         name = str(name)
         folder = study.expand_path(name)
@@ -63,9 +63,9 @@ class Answerer:
             raise UserError(f"{name}: there is no such folder; give a run's or a model's")
         local = name not in SHORT_NAMES and folder.is_dir()
         inside = sorted(folder.glob("*/config.json")) if local else []
-        if local and _is_run(folder):
+        if local and is_run(folder):
             model, base, settings = runs.load_run(folder)
-        elif inside and not (folder / "config.json").exists():
+        elif inside and not any(map(Path.exists, (folder / file for file in MODEL_FILES))):
             raise UserError(f"{name}: holds several folders; give one: {inside[0].parent}")
         else:
             base = load_base(name)
@@ -100,7 +100,10 @@ class Answerer:
         list. A question that leaves its context too little room is cut, with a warning. Raises
         UserError for anything but texts.
         """
+        import numpy as np
+
         from qa import loop
+        from qa.labels import unknown_ids
         from qa.squad import Example, Split
         from qa.windows import build_windows
 
@@ -128,6 +131,13 @@ class Answerer:
             warnings.warn(
                 f"{count} questions are too long and were cut (first: {first[:40]}…)", stacklevel=2
             )
+        unknown = np.isin(windows.context_ids, unknown_ids(self.tokenizer)).sum()
+        if 2 * unknown > len(windows.context_ids):
+            warnings.warn(
+                "most of the context's tokens are unknown to the model, whose answers then mean "
+                "little; choose a model for this language and script",
+                stacklevel=2,
+            )
         size = settings.n_best_size
         found, _ = loop.predict(
             self.process, self.model, windows, examples, settings, max(size, n_best)
@@ -140,13 +150,6 @@ class Answerer:
             best = [Answer(*span[:3], span.probability / whole) for span in spans[:n_best]]
             results.append(best if n_best > 1 else best[0])
         return results[0] if isinstance(question, str) and isinstance(context, str) else results
-
-
-def _is_run(folder: Path) -> bool:
-    try:
-        return "settings" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False  # what is wrong with it is said where models are loaded
 
 
 def _texts(given: Any, name: str) -> list[str]:

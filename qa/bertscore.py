@@ -8,14 +8,26 @@ hash of model, layer and versions goes with each. The library is imported when a
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qa import UserError, in_one_line
+from qa import UserError
 from qa.metrics import as_metric
+from qa.pretrained import (
+    SHORT_NAMES,
+    check_finite,
+    check_vocabulary,
+    is_adapter,
+    is_local,
+    load_config,
+    load_tokenizer,
+    loading,
+    locate,
+)
 from qa.squad import Example
-from qa.study import ROOT, Settings, expand_path
+from qa.study import Settings
 
 MAX_TOKENS = 512  # some tokenizers name no limit, which the library passes on and overflows
 
@@ -42,47 +54,48 @@ class Scorer:
         import bert_score.utils
         import torch
         from bert_score import BERTScorer
-        from huggingface_hub.utils import logging as hub_logging
         from transformers import AutoModel
-        from transformers.utils import logging
 
-        folder = ROOT / "qa/embedded/encoder" if model == "embedded" else expand_path(model)
-        place = str(folder) if folder.exists() else model
-        level = logging.get_verbosity()
-        logging.set_verbosity(logging.CRITICAL)
-        logging.disable_progress_bar()
-        hub_logging.set_verbosity_error()  # its retries: what fails is said below, in one line
-        try:
-            # The library would load pickled weights too: safetensors have to be there.
-            config = AutoModel.from_pretrained(place, use_safetensors=True).config
+        remedy = "give a hub id or folder with safetensors weights, or embedded"
+        with loading("bertscore_model", model, remedy), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            place = locate(model)
+            if is_adapter(place):
+                raise UserError("is a PEFT adapter; give its base, or a merged model")
+            # The library takes no flags. It would load pickled weights, and ask whether code may
+            # run: all that it loads is loaded here first, where neither is possible.
+            config, checked = load_config(place), load_tokenizer(place)
+            encoder = AutoModel.from_pretrained(
+                place, config=config, use_safetensors=True, trust_remote_code=False
+            )
+            check_vocabulary(encoder, checked)
+            check_finite(dict(encoder.named_parameters()))
+            if checked.pad_token_id is None:
+                raise UserError("has a tokenizer without a padding token; choose another model")
+            place = os.path.abspath(place) if is_local(model) else place
+            if "t5" in place and "t5" not in config.model_type:
+                raise UserError(
+                    f"stands at {place}, which the library takes for a T5 by its name; rename it"
+                )
             known = bert_score.utils.model2layers.get(model)
             self.num_layers = num_layers or known or config.num_hidden_layers
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.bert_scorer = BERTScorer(
-                    place, self.num_layers, lang="en", rescale_with_baseline=rescale
-                )
-            if rescale:
+            self.bert_scorer = BERTScorer(
+                place, self.num_layers, lang="en", rescale_with_baseline=rescale
+            )
+        if rescale:
+            try:
                 _ = self.bert_scorer.baseline_vals
-        except (Exception, AssertionError) as error:  # both libraries raise a dozen unrelated kinds
-            if rescale and "Baseline not Found" in str(error):
+            except (ValueError, IndexError):
                 raise UserError(
                     f"bertscore_rescale: the library has no baseline for {model}; leave it out, or "
                     "take a scoring model that has one (roberta-large)"
                 ) from None
-            raise UserError(
-                f"bertscore_model: {model} cannot be loaded ({in_one_line(error)}); "
-                "give a hub id or folder with safetensors weights, or embedded"
-            ) from None
-        finally:
-            logging.set_verbosity(level)
-            logging.enable_progress_bar()
         # transformers keeps the precision of the file; in half of it equal texts score 99.98.
         self.bert_scorer._model.float()
         tokenizer = self.bert_scorer._tokenizer
         tokenizer.model_max_length = min(tokenizer.model_max_length, MAX_TOKENS)
         # The library's own hash, of the name alone: where a folder stands differs between machines.
-        name = folder.name if folder.exists() and model != "embedded" else model
+        name = Path(place).name if is_local(model) and model not in SHORT_NAMES else model
         self.hash = bert_score.utils.get_hash(name, self.num_layers, False, rescale, False, False)
         self.torch = torch
 

@@ -35,7 +35,8 @@ def export(run_dir: Path, to: Path) -> None:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"to: {to} is there already; name a new folder")
     from qa import runs
-    from qa.model import merge, quiet_transformers
+    from qa.model import merge
+    from qa.pretrained import quiet_transformers
 
     model, base, settings = runs.load_run(run_dir)
     results = runs.read_results(run_dir)

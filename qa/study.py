@@ -75,7 +75,16 @@ class Settings:
     on_bad_example: str = setting(
         "error", "stop at a bad example, or drop and count it", choices=("error", "skip")
     )
+    on_bad_labels: str = setting(
+        "error",
+        "stop where most labels do not read as the answers, or go on all the same",
+        affects_result=False,
+        choices=("error", "warn"),
+    )
 
+    do_lower_case: bool | None = setting(
+        None, "lower-case texts before tokenising, or keep them (default: the tokenizer's own)"
+    )
     max_seq_length: int = setting(384, "tokens of a window, special ones included", at_least=16)
     doc_stride: int = setting(128, "tokens that neighbouring windows share", at_least=0)
     max_answer_length: int = setting(30, "tokens of the longest answer", at_least=1, at_most=512)
@@ -423,6 +432,8 @@ def add_settings(parser: argparse.ArgumentParser, names: Sequence[str] | None = 
         nargs = "+" if typing.get_origin(TYPES[name]) is tuple else None
         choices = f.metadata.get("choices")
         metavar = "|".join(choices) if choices and name != "method" else name.split("_")[-1].upper()
+        if bool in typing.get_args(TYPES[name]):  # three-valued: None, too
+            metavar = "true|false"
         parser.add_argument(f"--{name}", nargs=nargs, metavar=metavar, help=help, **options)
 
 

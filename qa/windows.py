@@ -60,10 +60,12 @@ class Template:
             pad_id,
         )
         first, second = template.segments
-        if pair.type_ids != [first] * c + [second] * (len(which) - c) or q == 0:
+        other = pair.type_ids != [first] * c + [second] * (len(which) - c)
+        if other or not template.prefix or not template.middle:
             raise UserError(
-                "model_name_or_path: its tokenizer joins question and context in a way that is not "
-                "supported; choose an encoder of the BERT, RoBERTa, ELECTRA, … families"
+                "has a tokenizer that joins question and context in a way that is not supported "
+                "(not as [CLS] question [SEP] context [SEP]); choose an encoder of the BERT, "
+                "RoBERTa, ELECTRA, … families"
             )
         return template
 
@@ -72,13 +74,16 @@ def plain(tokenizer: Any) -> Any:
     """A copy of the tokenizer's Rust core without truncation and padding, which some ship with."""
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:
-        raise UserError(
-            "model_name_or_path: its tokenizer has no fast version; choose another model"
-        )
+        raise UserError("has a tokenizer without a fast version; choose another model")
     core = type(core).from_str(core.to_str())
     core.no_truncation()
     core.no_padding()
     return core
+
+
+def lowers(core: Any) -> bool:
+    """Does a tokenizer's Rust core lower-case texts before it looks for its tokens?"""
+    return core.normalizer is not None and "A" not in core.normalizer.normalize_str("A")
 
 
 @dataclass(frozen=True)

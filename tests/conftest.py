@@ -98,6 +98,21 @@ def unigram():
     )  # fmt: skip
 
 
+def late_offsets():
+    """Byte-level BPE behind a split at white space: each word's offsets are one late."""
+    from tokenizers import pre_tokenizers, processors
+
+    tokenizer = byte_bpe()
+    core = tokenizer.backend_tokenizer
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=True)]
+    )
+    core.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), add_prefix_space=True, trim_offsets=True
+    )
+    return tokenizer
+
+
 TOKENIZERS = {"wordpiece": wordpiece, "byte_bpe": byte_bpe, "unigram": unigram}
 
 
@@ -151,6 +166,24 @@ def make_encoder(folder: Path, family: str = "bert", hidden: int = 32, seed: int
 def encoder(tmp_path_factory) -> Path:
     """A folder with a two-layer BERT of hidden size 32."""
     return make_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def make_adapter(folder: Path, base: Path | str, method: str = "LoraConfig", **config) -> Path:
+    """Save a PEFT adapter of the base with random weights, as PEFT itself does; no tokenizer."""
+    import peft
+
+    from qa.model import load_base
+
+    torch.manual_seed(1)
+    config = {"modules_to_save": ["qa_outputs"], "target_modules": ["query"], **config}
+    config = getattr(peft, method)(**{k: v for k, v in config.items() if v is not None})
+    network = peft.get_peft_model(load_base(str(base)).model, config)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.3)
+    config.base_model_name_or_path = str(base)
+    network.save_pretrained(folder, save_embedding_layers=False)
+    return folder
 
 
 def toy_document(questions: int = 40, seed: int = 0, titles: int = 8, words: int = 14) -> dict:

@@ -20,7 +20,14 @@ from safetensors.torch import load_file, save_file
 import train
 from qa import UserError, answer, report
 from qa.answer import Answer, Answerer
-from tests.conftest import WORDS, command_flags, make_encoder, toy_document, write_toy_files
+from tests.conftest import (
+    WORDS,
+    command_flags,
+    make_adapter,
+    make_encoder,
+    toy_document,
+    write_toy_files,
+)
 
 ROOT = Path(__file__).parent.parent
 CONTEXT = " ".join(WORDS[:30]) + ". " + " ".join(WORDS[30:60])
@@ -204,6 +211,51 @@ def test_a_long_question_is_cut_with_a_warning(answerer):
     ):
         found = answerer.answer(question=["bob?", "boka " * 500], context=CONTEXT)
     assert all(CONTEXT[a.start : a.end] == a.text for a in found)
+
+
+def test_a_plain_adapter_answers_as_its_merged_model(encoder, headless, tmp_path):
+    from qa.model import load_base
+
+    adapter = make_adapter(tmp_path / "adapter", headless)
+    (tmp_path / "adapter/checkpoint-9").mkdir()
+    (tmp_path / "adapter/checkpoint-9/config.json").write_text("{}")
+    base = load_base(str(adapter))
+    base.model.save_pretrained(tmp_path / "merged")
+    base.tokenizer.save_pretrained(tmp_path / "merged")
+    asked = {"question": ["bob?", "kad?"], "context": CONTEXT}
+    found = [Answerer.load(name).answer(**asked) for name in (adapter, tmp_path / "merged")]
+    assert all(map(close, *found))
+    bare = make_adapter(tmp_path / "bare", headless, modules_to_save=None)
+    with pytest.raises(UserError, match="its span head was never trained"):
+        Answerer.load(bare)
+
+
+def test_a_run_answers_and_is_exported_in_its_own_case(flags, encoder, tmp_path):
+    from qa.export import export
+
+    kept = [*flags, "--output_dir", str(tmp_path / "runs"), "--do_lower_case", "false"]
+    run = train_one([*kept, "--method", "lora"])
+    export(run, tmp_path / "merged")
+    for name, same in ((run, False), (tmp_path / "merged", False), (encoder, True)):
+        tokenizer = Answerer.load(name).tokenizer
+        assert (tokenizer("BOB").input_ids == tokenizer("bob").input_ids) == same
+
+
+def test_weights_of_a_run_that_are_no_numbers(lora_run, tmp_path):
+    run = shutil.copytree(lora_run, tmp_path / "run")
+    weights = load_file(run / "adapter_model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    save_file(weights, run / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"adapter_model.safetensors: has weights that are NaN or"):
+        Answerer.load(run)
+
+
+def test_a_context_of_unknown_tokens_is_warned_of(answerer):
+    with pytest.warns(UserWarning, match="most of the context's tokens are unknown to the model"):
+        answerer.answer(question="bob?", context="กรุงเทพมหานคร เป็นเมืองหลวง ของประเทศไทย bob")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        answerer.answer(question="bob?", context="กรุงเทพมหานคร bob kad lif")
 
 
 @pytest.mark.parametrize(

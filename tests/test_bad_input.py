@@ -1,5 +1,6 @@
 """Whatever the input: status 2 and one line that names the place, the problem and the remedy."""
 
+import io
 import json
 import os
 import re
@@ -9,8 +10,10 @@ import pytest
 from accelerate.state import AcceleratorState
 
 import train
+from qa.answer import main as ask
+from qa.export import main as export
 from qa.report import run_command
-from tests.conftest import command_flags, make_encoder, toy_document
+from tests.conftest import byte_bpe, command_flags, make_adapter, make_encoder, toy_document
 
 
 @pytest.fixture
@@ -19,10 +22,11 @@ def refuse(encoder, toy_files, tmp_path, monkeypatch, capsys):
     AcceleratorState._reset_state(reset_partial_state=True)
     good = [*command_flags(encoder, toy_files, tmp_path / "runs"), "--num_train_epochs", "1"]
 
-    def run(*flags):
-        monkeypatch.setattr("sys.argv", ["train.py", *good, *map(str, flags)])
+    def run(*flags, main=train.main):
+        command = good if main is train.main else []
+        monkeypatch.setattr("sys.argv", ["command", *command, *map(str, flags)])
         with pytest.raises(SystemExit) as stopped:
-            run_command(train.main)
+            run_command(main)
         error = capsys.readouterr().err
         assert stopped.value.code == 2, error
         assert error.startswith("error: ") and error.count("\n") == 1, error
@@ -247,6 +251,203 @@ def test_bad_model_folders(refuse, tmp_path):
     (tmp_path / "pickle/pytorch_model.bin").write_bytes(b"a pickle is never opened")
     line = refuse("--model_name_or_path", tmp_path / "pickle")
     assert "safetensors" in line
+
+
+CODE = """
+from pathlib import Path
+
+from transformers import BertConfig, BertForQuestionAnswering, BertTokenizer
+
+Path({marker!r}).write_text("the folder's code has run")
+
+
+class Config(BertConfig):
+    model_type = "foreign"
+
+
+class Model(BertForQuestionAnswering):
+    config_class = Config
+
+
+class Tokenizer(BertTokenizer):
+    pass
+"""
+
+
+def change_json(path, **values):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **values}))
+
+
+def foreign(folder, marker, part):
+    """An encoder whose config.json, or tokenizer_config.json, names a class of its own code."""
+    make_encoder(folder)
+    (folder / "own.py").write_text(CODE.format(marker=str(marker)))
+    if part == "config.json":
+        names = {"AutoConfig": "own.Config", "AutoModelForQuestionAnswering": "own.Model"}
+        names["AutoModel"] = "own.Model"
+        change_json(folder / part, model_type="foreign", auto_map=names)
+    else:
+        names = {"AutoTokenizer": ["own.Tokenizer", None]}
+        change_json(folder / part, tokenizer_class="Tokenizer", auto_map=names)
+    return folder
+
+
+@pytest.mark.parametrize("part", ["config.json", "tokenizer_config.json"])
+def test_a_model_folders_own_code_never_runs(refuse, tmp_path, monkeypatch, part):
+    folder, marker = tmp_path / "foreign", tmp_path / "marker"
+    foreign(folder, marker, part)
+    make_adapter(tmp_path / "adapter", make_encoder(tmp_path / "base"))
+    change_json(tmp_path / "adapter/adapter_config.json", base_model_name_or_path=str(folder))
+    (tmp_path / "run").mkdir()
+    settings = {"method": "lora", "hyperparameters": {}, "model_name_or_path": str(folder)}
+    (tmp_path / "run/config.json").write_text(json.dumps({"settings": settings}))
+    asked = ["--question", "bob?", "--context", "bob kad"]
+    for main, flags in (
+        (train.main, ["--model_name_or_path", folder]),
+        (train.main, ["--model_name_or_path", tmp_path / "adapter"]),
+        (train.main, ["--bertscore_model", folder]),
+        (ask, ["--run", folder, *asked]),
+        (ask, ["--run", tmp_path / "run", *asked]),
+        (export, ["--run", tmp_path / "run", "--to", tmp_path / "merged"]),
+    ):
+        typed = io.StringIO("y\n" * 9)
+        monkeypatch.setattr("sys.stdin", typed)
+        line = refuse(*flags, main=main)
+        assert "needs code of its own, which is never run" in line and "foreign" in line
+        assert not marker.exists() and typed.tell() == 0
+
+
+def test_a_known_family_loads_by_the_librarys_own_code(tmp_path, monkeypatch):
+    from qa.model import load_base
+
+    folder = foreign(tmp_path / "known", tmp_path / "marker", "config.json")
+    change_json(folder / "config.json", model_type="bert")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    assert type(load_base(str(folder)).model).__module__.startswith("transformers.models.bert")
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_data_sets_script_never_runs(refuse, tmp_path, monkeypatch):
+    """`datasets` refuses scripts, which stand in a folder or repository under its own name."""
+    import datasets
+
+    folder, marker = tmp_path / "scripted", tmp_path / "marker"
+    folder.mkdir()
+    script = folder / "scripted.py"
+    script.write_text(CODE.format(marker=str(marker)))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    for name in (folder, script):
+        assert "cannot be loaded" in refuse("--dataset_name", name)
+    (folder / "train.json").write_text('[{"x": 1}]')
+    with pytest.raises(RuntimeError, match="scripts are no longer supported"):
+        datasets.load_dataset(str(folder))
+    assert not marker.exists()
+
+
+def spoil(folder, value):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights["bert.encoder.layer.1.output.dense.weight"][3, 4] = value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def without_tokenizer(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def with_more_words(folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["a-new-word"])
+    tokenizer.save_pretrained(folder)
+
+
+def without_joining(folder):
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    core = byte_bpe().backend_tokenizer
+    core.post_processor = processors.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    tokenizer.save_pretrained(folder)
+    change_json(folder / "config.json", vocab_size=400)
+
+
+UNFIT = {
+    "no tokenizer": (without_tokenizer, "has no tokenizer: its vocabulary is empty; save the"),
+    "its config alone": (
+        lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer: its vocabulary"),
+    "more words than embeddings": (
+        with_more_words, r"a tokenizer with ids up to \d+ and only \d+ word embeddings"),
+    "NaN": (lambda folder: spoil(folder, float("nan")), r"NaN or infinite \(.*layer.1.output"),
+    "infinity": (lambda folder: spoil(folder, float("-inf")), r"NaN or infinite \(.*layer.1.out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_models_that_would_compute_nonsense(refuse, tmp_path, case):
+    change, message = UNFIT[case]
+    change(make_encoder(tmp_path / "unfit"))
+    for main, field, flags in (
+        (train.main, "model_name_or_path", ["--model_name_or_path", tmp_path / "unfit"]),
+        (train.main, "bertscore_model", ["--bertscore_model", tmp_path / "unfit"]),
+        (ask, "model_name_or_path",
+         ["--run", tmp_path / "unfit", "--question", "bob?", "--context", "bob kad"]),
+    ):  # fmt: skip
+        line = refuse(*flags, main=main)
+        assert line.startswith(f"{field}: {tmp_path / 'unfit'} has") and re.search(message, line)
+
+
+def test_a_tokenizer_that_does_not_join_pairs(refuse, tmp_path):
+    without_joining(make_encoder(tmp_path / "apart", "roberta"))
+    line = refuse("--model_name_or_path", tmp_path / "apart")
+    assert "joins question and context in a way that is not supported" in line
+
+
+def test_a_run_is_no_model(refuse, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"settings": {}}')
+    for field in ("model_name_or_path", "bertscore_model"):
+        line = refuse(f"--{field}", folder)
+        assert line.startswith(f"{field}: {folder} is a run of this program, not a model")
+        assert f"python -m qa.export --run {folder} --to FOLDER" in line
+
+
+def test_adapters_that_cannot_be_merged(refuse, encoder, tmp_path):
+    def adapter(name, base=encoder, **values):
+        folder = make_adapter(tmp_path / name, encoder)
+        change_json(folder / "adapter_config.json", base_model_name_or_path=base, **values)
+        return folder
+
+    def refused(folder):
+        return refuse("--model_name_or_path", folder)
+
+    first = adapter("first", str(encoder))
+    assert "its base: /nowhere is no folder" in refused(adapter("a", "/nowhere"))
+    assert "its base: no/such cannot be loaded" in refused(adapter("b", "no/such"))
+    assert "does not name its base" in refused(adapter("c", None))
+    assert f"its base: {first} is an adapter, too" in refused(adapter("d", str(first)))
+    assert "and does not fit it (see " in refused(
+        adapter("e", str(encoder), target_modules=["key"])
+    )
+    assert "cannot be loaded" in refused(adapter("f", str(encoder), peft_type="NEW"))
+    assert "is a PEFT adapter; give its base" in refuse("--bertscore_model", first)
+    prompt = {"task_type": "QUESTION_ANS", "num_virtual_tokens": 4, "num_layers": 2}
+    prompt |= {"token_dim": 32, "num_attention_heads": 2, "peft_type": "PREFIX_TUNING"}
+    line = refused(adapter("prefix", str(encoder), **prompt))
+    assert f"is a PEFT adapter (PREFIX_TUNING on {encoder}), which cannot be merged" in line
+    shutil.copytree(encoder, tmp_path / "both")
+    shutil.copy(first / "adapter_config.json", tmp_path / "both")
+    assert "holds a whole model and a PEFT adapter beside it" in refused(tmp_path / "both")
+    (first / "adapter_model.safetensors").rename(first / "adapter_model.bin")
+    assert "without adapter_model.safetensors" in refused(first)
 
 
 def test_bad_datasets_folders(refuse, tmp_path):

@@ -92,7 +92,7 @@ def test_layers_name_and_baseline_are_settings(scorer, encoder, monkeypatch):
         bertscore.Scorer("embedded", rescale=True)
     with pytest.raises(UserError, match="bertscore_model: embedded cannot be loaded"):
         bertscore.Scorer("embedded", num_layers=9)
-    with pytest.raises(UserError, match="bertscore_model: /nowhere cannot be loaded"):
+    with pytest.raises(UserError, match="bertscore_model: /nowhere is no folder; give a folder"):
         bertscore.Scorer("/nowhere")
 
 
@@ -122,6 +122,22 @@ def test_pickled_weights_are_refused(tmp_path):
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="bertscore_model"):
+        bertscore.Scorer(str(folder))
+
+
+def test_a_name_that_the_library_takes_for_another_model(tmp_path):
+    """It loads a T5 from any folder with t5 in its path, whatever stands there."""
+    folder = make_encoder(tmp_path / "bert5")
+    with pytest.raises(UserError, match="bert5, which the library takes for a T5 by its name"):
+        bertscore.Scorer(str(folder))
+
+
+def test_a_tokenizer_without_padding_is_refused_before_it_is_needed(tmp_path):
+    folder = make_encoder(tmp_path / "unpadded", "roberta")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["pad_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"bertscore_model: .* a tokenizer without a padding token"):
         bertscore.Scorer(str(folder))
 
 

@@ -1,6 +1,7 @@
 """The silent errors of PEFT on extractive QA; each test fails without its fix in qa/model.py."""
 
 import copy
+import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from qa import UserError, kernels, loop, metrics
 from qa.methods import METHODS, get_method
 from qa.model import Architecture, attach, load_base
 from qa.windows import build_windows
-from tests.conftest import make_encoder, small_settings, toy_split
+from tests.conftest import make_adapter, make_encoder, small_settings, toy_split
 
 FAMILIES = ["bert", "roberta", "electra", "distilbert", "modernbert"]
 WITH_PREFIX = FAMILIES[:3]
@@ -386,3 +387,139 @@ def marked_split(count):
         context = " ".join(words)
         examples.append(squad.Example(str(n), "t", context, WORDS[40], ((words[place], start),)))
     return squad.Split("toy", examples, "toy")
+
+
+def with_adapter(base, adapter, inputs):
+    """Start and end logits by PEFT's own loader, not merged."""
+    from peft import PeftModel
+    from transformers import AutoModelForQuestionAnswering
+
+    plain = AutoModelForQuestionAnswering.from_pretrained(base)
+    output = PeftModel.from_pretrained(plain, adapter).eval()(**inputs)
+    return torch.stack((output.start_logits, output.end_logits))[:, inputs["attention_mask"] == 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        ("LoraConfig", {}),
+        ("LoraConfig", {"task_type": "QUESTION_ANS", "modules_to_save": None}),
+        ("LoraConfig", {"init_lora_weights": "pissa"}),
+        ("IA3Config", {"feedforward_modules": []}),
+        ("VeraConfig", {"r": 4}),
+        ("RandLoraConfig", {"r": 4, "target_modules": ["query", "output.dense"]}),
+    ],
+)
+@torch.no_grad()
+def test_a_plain_adapter_is_merged_with_its_base(encoders, tmp_path, method, config):
+    adapter = make_adapter(tmp_path / "adapter", encoders["electra"], method, **config)
+    base = load_base(str(adapter))
+    names = ("bert", "query", "lora_", "base_layer")
+    assert type(base.model).__module__.startswith("transformers.models.electra")
+    assert not any(name in key for key, _ in base.model.named_parameters() for name in names[2:])
+    inputs = batch()
+    expected = with_adapter(encoders["electra"], adapter, {**inputs, "token_type_ids": None})
+    output = base.model.eval()(**{**inputs, "token_type_ids": None})
+    found = torch.stack((output.start_logits, output.end_logits))[:, inputs["attention_mask"] == 1]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    own = load_base(str(encoders["electra"]))
+    assert base.head_trained and base.tokenizer.get_vocab() == own.tokenizer.get_vocab()
+    assert base.fingerprint != own.fingerprint and base.num_parameters == own.num_parameters
+
+
+def test_an_adapters_head_and_tokenizer_count(encoders, tmp_path):
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
+
+    headless = shutil.copytree(encoders["bert"], tmp_path / "headless")
+    weights = load_file(headless / "model.safetensors")
+    kept = {key: tensor for key, tensor in weights.items() if "qa_outputs" not in key}
+    save_file(kept, headless / "model.safetensors", {"format": "pt"})
+    assert load_base(str(make_adapter(tmp_path / "with", headless))).head_trained
+    bare = make_adapter(tmp_path / "without", headless, modules_to_save=None)
+    assert not load_base(str(bare)).head_trained
+    tokenizer = AutoTokenizer.from_pretrained(headless)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[MORE]"]})
+    tokenizer.save_pretrained(bare)
+    with pytest.raises(UserError, match="has a tokenizer with ids up to"):
+        load_base(str(bare))
+    (bare / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=f"{bare} has no tokenizer: its vocabulary is empty"):
+        load_base(str(bare))
+
+
+def test_an_adapter_of_a_short_name(tmp_path):
+    adapter = make_adapter(tmp_path / "adapter", "embedded")
+    assert (
+        load_base(str(adapter)).tokenizer.get_vocab() == load_base("embedded").tokenizer.get_vocab()
+    )
+
+
+def cased_vocabulary(folder, kind):
+    """The encoder's tokenizer in one of the forms that people's folders have."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    if kind == "vocab.txt":
+        words = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+        (folder / "vocab.txt").write_text("\n".join(word for word, _ in words))
+        (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    elif kind == "tokenizer.json":
+        tokenizer.save_pretrained(folder)
+        (folder / "tokenizer_config.json").unlink()
+    else:
+        core = tokenizer.backend_tokenizer
+        core.normalizer = {"sequence": sequence, "no normalizer": lambda: None}[kind]()
+        PreTrainedTokenizerFast(
+            tokenizer_object=core, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]",
+            unk_token="[UNK]",
+        ).save_pretrained(folder)  # fmt: skip
+
+
+def sequence():
+    from tokenizers import normalizers
+
+    return normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+
+
+@pytest.mark.parametrize("kind", ["vocab.txt", "tokenizer.json", "sequence", "no normalizer"])
+def test_case_can_be_chosen_and_is_kept_when_saved(tmp_path, kind):
+    folder = make_encoder(tmp_path / "encoder")
+    cased_vocabulary(folder, kind)
+    for lower in (True, False):
+        base = load_base(str(folder), do_lower_case=lower)
+        base.model.save_pretrained(tmp_path / str(lower))
+        base.tokenizer.save_pretrained(tmp_path / str(lower))
+        for tokenizer in (base.tokenizer, load_base(str(tmp_path / str(lower))).tokenizer):
+            high, low = (tokenizer("BOB Kad", add_special_tokens=False).input_ids,
+                         tokenizer("bob kad", add_special_tokens=False).input_ids)  # fmt: skip
+            assert (high == low) == lower and tokenizer.unk_token_id not in low
+            windows = build_windows(toy_split(2), tokenizer, 64, 16)
+            assert len(windows) == 2
+
+
+def test_case_that_is_part_of_the_vocabulary_is_left_alone(encoders):
+    with pytest.raises(
+        UserError, match=r"whose case is part of its vocabulary.*leave do_lower_case"
+    ):
+        load_base(str(encoders["roberta"]), do_lower_case=True)
+    kept = load_base(str(encoders["roberta"]), do_lower_case=False).tokenizer
+    assert kept("Bob").input_ids == load_base(str(encoders["roberta"])).tokenizer("Bob").input_ids
+
+
+def test_an_adapter_that_holds_shared_tensors_once(encoders, tmp_path):
+    """As runs of this program are saved."""
+    from safetensors.torch import load_file, save_file
+
+    config = {"r": 4, "target_modules": ["query", "output.dense"]}
+    adapter = make_adapter(tmp_path / "adapter", encoders["bert"], "RandLoraConfig", **config)
+    whole = load_base(str(adapter)).fingerprint
+    weights = load_file(adapter / "adapter_model.safetensors")
+    shared = [key for key in weights if key.endswith((".randlora_A", ".randlora_B"))]
+    for key in shared:
+        if key.count(".") > 2:  # of a layer, not of the model
+            del weights[key]
+    save_file(weights, adapter / "adapter_model.safetensors")
+    assert len(weights) > 3 and load_base(str(adapter)).fingerprint == whole

@@ -7,8 +7,8 @@ import pytest
 
 QA = Path(__file__).parent.parent / "qa"
 # Each file may import those before it: examples → windows → … → what a person sees.
-ORDER = ["__init__", "methods", "study", "checkpoint", "squad", "windows", "spans", "metrics"]
-ORDER += ["bertscore", "certainty"]
+ORDER = ["__init__", "methods", "study", "checkpoint", "squad", "windows", "labels", "spans"]
+ORDER += ["metrics", "pretrained", "bertscore", "certainty"]
 ORDER += ["kernels", "adalora", "model"]
 ORDER += ["loop", "search", "runs"]
 ORDER += ["comparison", "pictures", "page", "report", "displays", "answer", "export"]

@@ -49,6 +49,23 @@ def test_each_layer_wins_over_the_one_before(own_study):
     assert other.hyperparameters["num_virtual_tokens"] == 20
 
 
+def test_a_setting_of_three_values(own_study, tmp_path):
+    """true, false, and neither: from a flag, study.yaml and config.json alike."""
+    assert parse()[0].do_lower_case is None
+    for text, value in (("true", True), ("false", False), ("None", None), ("null", None)):
+        if text != "null":
+            assert parse("--do_lower_case", text)[0].do_lower_case is value
+        own_study(f"methods: {{lora: {{do_lower_case: {text}}}}}")
+        assert parse()[0].do_lower_case is value
+        saved = {"method": "lora", "hyperparameters": {}, "do_lower_case": value}
+        (tmp_path / "config.json").write_text(json.dumps({"settings": saved}))
+        assert parse("--config", str(tmp_path / "config.json"))[0].do_lower_case is value
+    with pytest.raises(UserError, match="do_lower_case: 'maybe' is not true or false"):
+        parse("--do_lower_case", "maybe")
+    with pytest.raises(UserError, match="do_lower_case: expected one argument"):
+        parse("--do_lower_case")
+
+
 def test_a_methods_own_rate_is_above_the_default(own_study):
     own_study("methods: {}")
     for name, row in METHODS.items():
