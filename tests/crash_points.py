@@ -29,7 +29,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ from typing import NamedTuple
 SOURCE = Path(__file__).with_suffix(".c")
 MODES = ("count", "kill", "halve", "full")  # numbered as in the C file
 LIMIT = 60  # seconds; a run that takes longer hangs
-MODULES = ("train", "peft", "qa.bertscore", "qa.comparison", "qa.displays", "qa.report", "qa.runs")
+MODULES = ("peft", "train", "qa.bertscore", "qa.comparison", "qa.displays", "qa.loop", "qa.runs")
 TIMED = re.compile(rb'"(train_seconds|peak_memory_mb|examples_per_second)": [\d.e+-]+')
 TEMPORARY = re.compile(r"(^|/)(\.|tmp-)")
 FINISHED = re.compile(r"\w+/seed-\d+/eval_results\.json")
@@ -60,10 +59,6 @@ class Done(NamedTuple):
 
     def __str__(self) -> str:
         return f"status {self.status}, {len(self.errors)} lines of errors {self.errors[-1:]}"
-
-
-def available() -> bool:
-    return sys.platform == "linux" and shutil.which("gcc") is not None
 
 
 def preloaded(folder: str | Path) -> dict[str, str]:
@@ -94,20 +89,19 @@ def read_tree(folder: Path) -> Tree:
 
 def differences(tree: Tree, expected: Tree) -> str:
     """Paths that are missing (-), left over (+) or of another content or mode (!)."""
-    odd = [f"-{name}" for name in expected.keys() - tree.keys()]
-    odd += [f"+{name}" for name in tree.keys() - expected.keys()]
-    odd += [f"!{name}" for name in tree.keys() & expected if tree[name] != expected[name]]
-    return ", ".join(sorted(odd))
+    names = sorted(name for name in tree | expected if tree.get(name) != expected.get(name))
+    signs = ("-" if name not in tree else "!" if name in expected else "+" for name in names)
+    return ", ".join(sign + name for sign, name in zip(signs, names, strict=True))
 
 
 def choose(run: str, numbers: Sequence[int], count: int, modes: Sequence[str]) -> list[Point]:
-    """`count` of the operations with the modes in turn, or (0) all of them in every mode.
+    """`count` of the operations, with the modes in turn; or (0) all of them, in every mode.
 
     The first and the last are always among them.
     """
     if not 0 < count < len(numbers):
         return [Point(run, mode, number) for number in numbers for mode in modes]
-    between = random.Random(0).sample(numbers[1:-1], count - 2)
+    between = random.Random(0).sample(numbers[1:-1], max(0, count - 2))
     chosen = sorted([numbers[0], *between, numbers[-1]])
     return [Point(run, modes[i % len(modes)], number) for i, number in enumerate(chosen)]
 
@@ -116,10 +110,11 @@ class Sweep:
     """What all runs share, and what comes out of them without a crash."""
 
     def __init__(self, work: Path):
-        for name in MODULES:
+        from tests.conftest import make_encoder, write_toy_files  # isort: skip (offline, one thread)
+
+        for name in MODULES:  # so that no fork has to
             importlib.import_module(name)
         from qa import bertscore
-        from tests.conftest import make_encoder, write_toy_files  # sets one thread
 
         self.work = work
         make_encoder(work / "encoder")
@@ -178,13 +173,13 @@ class Sweep:
             except SystemExit as end:
                 status = end.code
             except BaseException:
-                traceback.print_exc()
+                sys.excepthook(*sys.exc_info())
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(status)
         handle = os.pidfd_open(child)
-        in_time, _, _ = select.select([handle], [], [], LIMIT)
+        in_time = select.select([handle], [], [], LIMIT)[0]
         os.close(handle)
         if not in_time:
             os.kill(child, signal.SIGKILL)
@@ -224,24 +219,23 @@ class Sweep:
         return point, [where, *problems] if problems else []
 
     def groups(self, count: int) -> dict[str, list[Point]]:
-        """Points by name: `count` of each method and fewer of what else can happen, or (0) all."""
+        """Points by name: `count` of each method and fewer of what else can happen; or (0) all."""
         numbers = {run: range(1, len(done) + 1) for run, done in self.operations.items()}
-        groups = {run: choose(run, numbers[run], count, MODES[1:3]) for run in ("lora", "adalora")}
-        few = count and max(2, count // 10)
-        removal = len(numbers["overwrite"]) - len(numbers["lora"])  # of the earlier run
-        groups["overwrite"] = [
-            point
-            for part in (numbers["overwrite"][:removal], numbers["overwrite"][removal:])
-            for point in choose("overwrite", part, few, MODES[1:3])
-        ]
         need_room = [n for n in numbers["lora"] if self.operations["lora"][n - 1][0] == "+"]
-        groups["full disk"] = choose("lora", need_room, count and max(2, count // 3), MODES[3:])
-        return groups
+        removal = len(numbers["overwrite"]) - len(numbers["lora"])  # of the earlier run
+        ends = MODES[1:3]
+        return {
+            "lora": choose("lora", numbers["lora"], count, ends),
+            "adalora": choose("adalora", numbers["adalora"], count, ends),
+            "overwrite": choose("overwrite", numbers["overwrite"][:removal], count // 10, ends)
+            + choose("overwrite", numbers["overwrite"][removal:], count // 10, ends),
+            "full disk": choose("lora", need_room, count // 3, MODES[3:]),
+        }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--points", type=int, default=0, help="of each method, 2 or more [all]")
+    parser.add_argument("--points", type=int, default=0, help="of each method, from 10 [all]")
     count = parser.parse_args().points
     with tempfile.TemporaryDirectory() as name:
         if not hasattr(ctypes.CDLL(None), "crash_arm"):  # not preloaded yet
@@ -253,20 +247,16 @@ def main() -> int:
         sweep, failed = Sweep(Path(name).resolve()), 0
         with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
             for name, points in sweep.groups(count).items():
-                began, failed_here = time.perf_counter(), 0
+                began, before = time.perf_counter(), failed
                 for point, problems in pool.imap_unordered(sweep.check, points):
                     if problems:
                         print(*point, *problems, sep=" | ", flush=True)
-                        failed_here += 1
-                operations = sweep.operations[points[0].run]
-                kinds = Counter(line.split()[1] for line in operations)
-                print(
-                    f"{name}: {len(points)} points, {failed_here} failed, "
-                    f"{time.perf_counter() - began:.0f} s; {len(operations)} operations: "
-                    + ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()),
-                    flush=True,
-                )
-                failed += failed_here
+                        failed += 1
+                seconds, done = time.perf_counter() - began, sweep.operations[points[0].run]
+                print(f"{name}: {len(points)} points, {failed - before} failed, {seconds:.0f} s;")
+                kinds = Counter(line.split()[1] for line in done).most_common()
+                counts = ", ".join(f"{number} {kind}" for kind, number in kinds)
+                print(f"    {len(done)} operations: {counts}", flush=True)
     return 1 if failed else 0
 
 
