@@ -10,8 +10,8 @@ hundred operations. At the k-th operation it does one of three things:
     full   refuse this and every later operation that needs room, as a full disk does
 
 Then the same command with --resume must end in the bytes of a run without a crash. Everything is
-imported once, and every run is a fork, so that it takes less than a second. Each point that fails
-is printed in one line, and so is each group of points. The exit status is 1 where a point failed.
+imported once, and every run is a fork, so that it takes less than a second. A line is printed for
+each point that fails; then the exit status is 1.
 """
 
 import argparse
@@ -94,11 +94,8 @@ def differences(tree: Tree, expected: Tree) -> str:
     return ", ".join(sign + name for sign, name in zip(signs, names, strict=True))
 
 
-def choose(run: str, numbers: Sequence[int], count: int, modes: Sequence[str]) -> list[Point]:
-    """`count` of the operations, with the modes in turn; or (0) all of them, in every mode.
-
-    The first and the last are always among them.
-    """
+def choose(run: str, numbers: Sequence[int], count: int, *modes: str) -> list[Point]:
+    """`count` operations with the modes in turn, first and last too; or (0) all in every mode."""
     if not 0 < count < len(numbers):
         return [Point(run, mode, number) for number in numbers for mode in modes]
     between = random.Random(0).sample(numbers[1:-1], max(0, count - 2))
@@ -139,10 +136,9 @@ class Sweep:
             folder = self.begin(run, name)
             done = self.train(folder, run, "--overwrite" if run == "overwrite" else "--resume")
             assert done.status == 0, f"{run}: {done}"
-            tree = self.trees.setdefault(run, read_tree(folder / "runs"))
-            assert not differences(read_tree(folder / "runs"), tree), f"{run}: two runs differ"
-            before = self.operations.setdefault(run, done.operations)
-            assert len(done.operations) == len(before), f"{run}: two runs do not do the same"
+            tree, count = read_tree(folder / "runs"), len(done.operations)
+            assert not differences(tree, self.trees.setdefault(run, tree)), f"{run}: not the same"
+            assert count == len(self.operations.setdefault(run, done.operations)), f"{run}: {count}"
 
     def begin(self, run: str, name: str) -> Path:
         folder = self.work / name
@@ -201,7 +197,6 @@ class Sweep:
                 problems.append(f"full disk: leaves {', '.join(left)}")
         elif crash.status != -signal.SIGKILL:
             problems.append(f"not killed: {crash}")
-
         expected = self.trees[run]
         if any(FINISHED.fullmatch(name) for name in tree):
             whole = [expected, self.trees["old"]] if run == "overwrite" else [expected]
@@ -215,21 +210,22 @@ class Sweep:
         elif odd := differences(read_tree(folder / "runs"), expected):
             problems.append(f"{flag}: {odd}")
         shutil.rmtree(folder)
-        where = crash.operations[at - 1] if at <= len(crash.operations) else "never reached"
+        where = [*crash.operations, "never reached"][:at][-1]
         return point, [where, *problems] if problems else []
 
     def groups(self, count: int) -> dict[str, list[Point]]:
         """Points by name: `count` of each method and fewer of what else can happen; or (0) all."""
         numbers = {run: range(1, len(done) + 1) for run, done in self.operations.items()}
         need_room = [n for n in numbers["lora"] if self.operations["lora"][n - 1][0] == "+"]
-        removal = len(numbers["overwrite"]) - len(numbers["lora"])  # of the earlier run
-        ends = MODES[1:3]
+        removal = len(numbers["overwrite"]) - len(numbers["lora"])
         return {
-            "lora": choose("lora", numbers["lora"], count, ends),
-            "adalora": choose("adalora", numbers["adalora"], count, ends),
-            "overwrite": choose("overwrite", numbers["overwrite"][:removal], count // 10, ends)
-            + choose("overwrite", numbers["overwrite"][removal:], count // 10, ends),
-            "full disk": choose("lora", need_room, count // 3, MODES[3:]),
+            "lora": choose("lora", numbers["lora"], count, "kill", "halve"),
+            "adalora": choose("adalora", numbers["adalora"], count, "kill", "halve"),
+            "overwrite": [  # half of them where the earlier run is removed
+                *choose("overwrite", numbers["overwrite"][:removal], count // 10, "kill", "halve"),
+                *choose("overwrite", numbers["overwrite"][removal:], count // 10, "kill", "halve"),
+            ],
+            "full disk": choose("lora", need_room, count // 3, "full"),
         }
 
 
