@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: setup study test check format bench clean
+.PHONY: setup study test check soak format bench clean
 
 setup: .venv/installed
 
@@ -22,6 +22,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+
+# A crash at every file operation of a run, not only at those that a slow test draws.
+soak: setup
+	$(BIN)/python -m tests.crash_points
 
 format: setup
 	$(BIN)/ruff format .
