@@ -7,6 +7,8 @@ random weights and tokenizers trained on the spot.
 import json
 import os
 import random
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any library reads it
@@ -236,3 +238,14 @@ def command_flags(encoder: Path, toy_files: dict[str, str], output_dir: Path) ->
         "cache_dir": output_dir / "cache",
     }  # fmt: skip
     return [item for name, value in flags.items() for item in (f"--{name}", str(value))]
+
+
+@contextmanager
+def small_disk(room: int):
+    """No file may grow beyond `room` bytes: as on a full disk, but that EFBIG says so, not ENOSPC."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # Python ignores the signal of it
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

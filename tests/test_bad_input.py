@@ -173,7 +173,7 @@ BAD_FLAGS = [
     ("--mixed_precision fp16", "fp16 needs a GPU; use no or bf16"),
     ("--report_to telegraph", "'telegraph' is unknown; trackers: aim"),
     ("--report_to wandb", "wandb is not installed; pip install wandb"),
-    ("--run_name a/b", "run_name: use letters"),
+    ("--run_name a/b", "run_name: 'a/b' cannot name a folder; use letters"),
     ("--study nowhere", "study: 'nowhere' is unknown; studies/ has: embedded"),
     ("--output_dir /proc/x", "output_dir: /proc/x"),
     ("--output_dir ~nobody-here/x", "~nobody-here/x: .*write the folder out"),
@@ -210,7 +210,8 @@ def test_a_disk_that_is_full_is_one_line(capsys):
     with pytest.raises(SystemExit) as stopped:
         run_command(main)
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: system: No space left on device\n"
+    line = "error: standard output, or a file: No space left on device\n"
+    assert capsys.readouterr().err == line
 
 
 def test_half_of_the_data(toy_files, tmp_path, monkeypatch, capsys):

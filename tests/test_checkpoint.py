@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qa import UserError, checkpoint
-from qa.study import ROOT
+from tests.conftest import small_disk, wordpiece
 
 
 def test_round_trip_keeps_bits(tmp_path):
@@ -83,36 +83,22 @@ def test_what_a_killed_process_left_is_cleared_by_the_next_one(tmp_path):
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(tmp_path):
-    """Python's own writers and those in Rust; no file may grow beyond 1,000 bytes here."""
-    program = """
-import resource, sys
-from pathlib import Path
-import torch
-from qa import UserError, checkpoint
-from transformers import AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("qa/embedded/encoder")
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-here = Path(sys.argv[1])
-def save_tokenizer():
-    with checkpoint.scratch(here / "tokenizer") as folder:
-        tokenizer.save_pretrained(folder)
-for write in (
-    lambda: checkpoint.write_text(here / "text", "x" * 2000),
-    lambda: checkpoint.save(here / "tensors", 1, {"w": torch.zeros(2000)}, {}),
-    save_tokenizer,
-):
-    try:
-        write()
-    except UserError as error:
-        print(error)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.stderr == ""
-    places = ("text", "tensors/step-00000001", "tokenizer")
-    for line, place in zip(done.stdout.splitlines(), places, strict=True):
-        assert line.startswith(f"{tmp_path}/{place}: cannot be written (File too large); ")
+    """Python's own writers and those in Rust."""
+    tokenizer = wordpiece()
+
+    def save_tokenizer():
+        with checkpoint.scratch(tmp_path / "tokenizer") as folder:
+            tokenizer.save_pretrained(folder)
+
+    for place, write in (
+        ("text", lambda: checkpoint.write_text(tmp_path / "text", "x" * 2000)),
+        ("tensors/step-00000001",
+         lambda: checkpoint.save(tmp_path / "tensors", 1, {"w": torch.zeros(2000)}, {})),
+        ("tokenizer", save_tokenizer),
+    ):  # fmt: skip
+        line = rf"{tmp_path}/{place}: cannot be written \(File too large\); "
+        with small_disk(1000), pytest.raises(UserError, match=line):
+            write()
     assert [path.name for path in tmp_path.rglob("*")] == ["tensors"]
 
 
