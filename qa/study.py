@@ -14,7 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,22 @@ TYPES = typing.get_type_hints(Settings)
 OF_A_COMMAND = {"resume", "overwrite"}  # that is given anew, not taken from a saved run
 NOT_IN_STUDY = {"study", "method", "hyperparameters", *OF_A_COMMAND}
 NOT_SETTINGS = {"methods", "description", "search"}  # what else a study.yaml holds
+
+
+def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved settings; one that was not there yet has its default.
+
+    saved: as JSON holds them. Hyperparameters have those of the method's row. Raises UserError where
+    the method is unknown.
+    """
+    made = {
+        name: f.default if f.default is not MISSING else f.default_factory()
+        for name, f in FIELDS.items()
+    }
+    filled = {**json.loads(json.dumps(made)), **saved}
+    params = get_method(filled["method"]).params
+    own = {name: param.default for name, param in params.items()}
+    return {**filled, "hyperparameters": {**own, **filled["hyperparameters"]}}
 
 
 def suggest(name: str, valid: Sequence[str]) -> str:

@@ -10,11 +10,11 @@ QA = Path(__file__).parent.parent / "qa"
 ORDER = ["__init__", "methods", "study", "squad", "windows", "spans", "metrics"]
 ORDER += ["bertscore", "certainty"]
 ORDER += ["kernels", "adalora", "model"]
-ORDER += ["checkpoint", "loop", "search", "runs"]
+ORDER += ["checkpoint", "loop", "storage", "search", "runs"]
 ORDER += ["comparison", "pictures", "page", "report", "displays", "answer", "export"]
 ONLY = {
     "rich": {"report", "displays"},
-    "optuna": {"search"},
+    "optuna": {"storage", "search"},
     "peft": {"methods", "kernels", "model", "runs"},
     "argparse": {"study"},
     "bert_score": {"bertscore"},
