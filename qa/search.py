@@ -191,8 +191,7 @@ def open_storage(url: str, wait: bool = False) -> Any:
                 engine_kwargs=_engine_options(make_url(url)),
                 heartbeat_interval=HEARTBEAT,
                 grace_period=GRACE,
-                # not for ever: parameters that need too much memory get every worker killed
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(3),
+                heartbeat_stale_trial_callback=storage.run_again,
             )
         except Exception as error:  # SQLAlchemy's, Alembic's and the drivers' own kinds
             cause = next((e for e in (error, error.__cause__) if isinstance(e, DBAPIError)), None)
@@ -462,7 +461,7 @@ def _run_trial(study, space, budget, work, on_change) -> None:
     import optuna
     from optuna.trial import TrialState
 
-    from qa.storage import StorageError
+    from qa.storage import StorageError, run_again
 
     trial = study.ask()
     with _signs_of_life(study._storage, trial._trial_id):
@@ -492,7 +491,7 @@ def _run_trial(study, space, budget, work, on_change) -> None:
         except UserError as error:
             trial.set_user_attr("reason", str(error))
         except (Interrupted, KeyboardInterrupt, SystemExit):
-            study.enqueue_trial(chosen)
+            run_again(study, trial, chosen)
             study.tell(trial, state=state)
             raise
         except Exception as error:
@@ -500,7 +499,7 @@ def _run_trial(study, space, budget, work, on_change) -> None:
             said = " ".join(f"{type(error).__name__}: {error}".split())
             trial.set_user_attr("reason" if crashed else "crash", said)
             if not crashed:
-                study.enqueue_trial(chosen)
+                run_again(study, trial, chosen)
             study.tell(trial, state=state)
             raise
         study.tell(trial, value, state, skip_if_finished=True)

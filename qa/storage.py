@@ -29,7 +29,7 @@ from qa.checkpoint import stop_signals
 
 Result = TypeVar("Result")
 
-# A user attribute of a new trial: the trial is added if none with the same value was before.
+# A user attribute of a new trial, with which it is added only if none with the same value was.
 ONCE = "once"
 # What this file keeps: which call added a trial, and which study one is, whose number SQLite gives
 # to the next one when it is deleted.
@@ -183,7 +183,10 @@ class PatientStorage(RDBStorage):
             state=optuna.trial.TrialState.RUNNING
         )
         template.system_attrs[REQUEST] = template.user_attrs.pop(ONCE, None) or uuid.uuid4().hex
-        return super()._create_new_trial(study_id, template)
+        return self._create_named_trial(study_id, template)
+
+    def _create_named_trial(self, study_id: int, template_trial: Any) -> Any:
+        return super()._create_new_trial(study_id, template_trial)
 
     def _get_prepared_new_trial(self, study_id: int, template_trial: Any, session: Any) -> Any:
         """In a transaction that has locked the study."""
@@ -194,6 +197,19 @@ class PatientStorage(RDBStorage):
         query = query.filter(attribute.key == REQUEST, attribute.value_json == request)
         return query.first() or super()._get_prepared_new_trial(study_id, template_trial, session)
 
+    def set_trial_state_values(self, trial_id: int, state: Any, values: Any = None) -> bool:
+        began = time.monotonic()
+        try:
+            return self._set_trial_state_values(trial_id, state, values)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            lost = self.patience.failed > began  # the answer of a try that had come through
+            if lost and self.get_trial(trial_id).state == state:
+                return True
+            raise
+
+    def _set_trial_state_values(self, trial_id: int, state: Any, values: Any) -> bool:
+        return super().set_trial_state_values(trial_id, state, values)
+
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         stale = super()._get_stale_trial_ids(study_id)
         # While the database was away nobody could give a sign of life.
@@ -201,16 +217,31 @@ class PatientStorage(RDBStorage):
         return stale if back_for_long else []
 
 
-for _name in BaseStorage.__abstractmethods__ | {
-    # those that Optuna's cache calls as well, and the signs of life
-    "_create_new_trial",
-    "_get_trials",
+# What Optuna calls of a storage, itself or through its cache; of two methods above, their changes.
+for _name in (BaseStorage.__abstractmethods__ - {"create_new_trial", "set_trial_state_values"}) | {
+    "_create_named_trial",
+    "_set_trial_state_values",
     "_set_trial_param",
+    "_get_trials",
     "_get_best_trial_id",
     "_get_stale_trial_ids",
     "record_heartbeat",
 }:
     setattr(PatientStorage, _name, _patient(getattr(PatientStorage, _name)))
+
+
+def run_again(study: optuna.Study, trial: Any, params: dict[str, Any] | None = None) -> None:
+    """Let a trial that did not end be run once more, by whoever comes.
+
+    Several may ask for it. params: None of one whose worker is silent, which is not taken up for
+    ever: parameters that need too much memory get every worker killed.
+    """
+    once = {ONCE: f"trial {trial.number} again"}
+    if params is not None:
+        study.enqueue_trial(params, user_attrs=once)
+    else:
+        trial.user_attrs = {**trial.user_attrs, **once}
+        optuna.storages.RetryHeartbeatStaleTrialCallback(3)(study, trial)
 
 
 def _born(connection: Connection, study_id: int) -> Any:

@@ -1,8 +1,10 @@
 """tune.py as a user runs it: searches, kills, several workers, several processes, PostgreSQL."""
 
 import json
+import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -10,9 +12,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import optuna
 import pytest
 
 import tune
@@ -212,14 +216,124 @@ def test_trials_may_have_less_data_and_fewer_epochs_than_the_final_runs(
     with sqlite3.connect(command.output / "search.db") as base:
         steps = {row[0] for row in base.execute("select step from trial_intermediate_values")}
     config = json.loads((command.output / "head-tuned/seed-42/config.json").read_text())["settings"]
-    batch = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"]
-    assert steps == {-(-5 // batch)}  # one evaluation a trial, after one epoch of five windows
+    assert steps == {1}  # one evaluation a trial, after its one epoch
     assert config["num_train_epochs"] == 2 and config["max_train_samples"] is None
     run = results(command.output)["head-tuned", 42]
     assert run["search"]["trial"] == {"max_train_samples": 5, "num_train_epochs": 1}
     assert "with max_train_samples 5, num_train_epochs 1" in out
     line = command(*flags, "--trial", "num_train_epochs=1", status=2)
     assert "another max_train_samples (there 5, now 9)" in line
+
+
+def test_trials_with_other_steps_compare_and_are_pruned_by_evaluations(
+    command, tmp_path, monkeypatch
+):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/study.yaml").write_text(
+        "methods: {head: }\nsearch: {space: {head: {"
+        "gradient_accumulation_steps: [1, 2, 4, 8], learning_rate: [0.05, 1.0e-9]}}}\n"
+    )
+    monkeypatch.setattr("qa.study.STUDIES", tmp_path)
+    flags = ("--study", "mine", "--learning_rate", 0.05, "--early_stopping_patience", 0)
+    monkeypatch.setattr(search, "_draw", draw_of_each_length(search._draw))
+    command(*flags[:2], *flags[4:], "--n_trials", 5, "--seeds", 42, "--metric", "eval_loss")
+    found = results(command.output)["head-tuned", 42]["search"]
+    assert {row["params"]["gradient_accumulation_steps"] for row in found["trials"]} == {1, 2, 4, 8}
+    assert [row["state"] for row in found["trials"]] == ["complete"] * 4 + ["pruned"]
+    with sqlite3.connect(command.output / "search.db") as base:
+        rows = base.execute(
+            "select number, step from trial_intermediate_values join trials using (trial_id)"
+        )
+        steps = sorted(rows)
+    assert steps == [(n, step) for n in range(4) for step in (1, 2)] + [(4, 1)]
+
+
+def draw_of_each_length(draw):
+    """Four good trials, of each number of steps, then a bad one."""
+
+    def drawn(trial, space):
+        rate = 0.05 if trial.number < 4 else 1e-9
+        steps = (1, 2, 4, 8)[trial.number % 4]
+        fixed = {"gradient_accumulation_steps": steps, "learning_rate": rate}
+        trial.storage.set_trial_system_attr(trial._trial_id, "fixed_params", fixed)
+        return draw(optuna.Trial(trial.study, trial._trial_id), space)
+
+    return drawn
+
+
+@pytest.mark.parametrize("content", ["text", "other"])
+def test_a_storage_that_is_another_programs(command, content):
+    command.output.mkdir()
+    path = command.output / "search.db"
+    if content == "text":
+        path.write_text("learning_rate: 1e-3\n" * 100)
+    else:
+        with sqlite3.connect(path) as base:
+            base.execute("create table experiments (name text)")
+    line = command("--method", "head", "--n_trials", 1, status=2)
+    assert line.startswith(f"error: storage: {path} cannot be opened (") and line.count("\n") == 1
+
+
+def test_a_disk_that_fills_up_in_mid_search(command, monkeypatch):
+    flags = ("--method", "head", "--seeds", 42, "--n_trials")
+    command(*flags, 1)
+    path = command.output / "search.db"
+    run = search.run
+
+    def full(*args):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, limits[1]))
+        try:
+            run(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(search, "run", full)
+        line = command(*flags, 400, status=2)
+    assert line.startswith(f"error: storage: {path} fails (") and line.count("\n") == 1
+    trials = sum(states(command.output).values())
+    command(*flags, trials)
+    assert states(command.output)["RUNNING"] == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "visible", "own"),
+    [
+        (0, None, [None, None, None]),
+        (1, "2", ["2", "2", "2"]),
+        (2, None, ["0", "1", "0"]),
+        (2, "3, 1", ["3", "1", "3"]),
+        (2, "GPU-a1,GPU-b2,-1", ["GPU-a1", "GPU-b2", "GPU-a1"]),
+    ],
+)
+def test_each_process_of_the_pool_takes_its_own_gpu(monkeypatch, number, visible, own):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: number)
+    for index in range(3):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        tune._take_gpu(index)
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == own[index]
+
+
+def start_with_two_gpus(*arguments):
+    import torch
+
+    torch.cuda.device_count = lambda: 2
+    tune._start(*arguments)
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_pool_are_counted():
+    context = multiprocessing.get_context("spawn")
+    arguments = (None, os.getpid(), context.Value("i", 0))
+    with ProcessPoolExecutor(2, context, start_with_two_gpus, arguments) as pool:
+        waits = [pool.submit(time.sleep, 1) for _ in range(2)]  # so that both are started
+        found = {pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES") for _ in range(20)}
+        assert {future.result() for future in found} <= {"0", "1"}
+        assert all(wait.result() is None for wait in waits)
+    assert arguments[2].value == 2
 
 
 @pytest.fixture(scope="module")
