@@ -116,9 +116,12 @@ def _patient(method: Callable) -> Callable:
     def call(self, *args, **kwargs):
         try:
             return self.patience(lambda: method(self, *args, **kwargs))
-        except KeyError:  # what Optuna raises of a study or trial that is gone
-            self.patience(self._check_watched)
-            raise
+        except (LookupError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            if isinstance(error, KeyError):  # what Optuna raises of a study or trial that is gone
+                self.patience(self._check_watched)
+                if not self._watched or method.__name__ == "get_study_id_from_name":
+                    raise
+            raise self._failure(f"damaged: {in_one_line(error)}") from None
 
     return call
 
@@ -145,12 +148,13 @@ class PatientStorage(RDBStorage):
         if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError):
             return
         if not context.is_pre_ping:  # upon which the connection is made anew
-            raise self.meaning(error)
+            raise self._meaning(error)
 
-    def meaning(self, error: DBAPIError) -> Exception:
+    def _meaning(self, error: DBAPIError) -> Exception:
         reason = in_one_line(error.orig)
-        if may_pass(error):
-            return Away(reason)
+        return Away(reason) if may_pass(error) else self._failure(reason)
+
+    def _failure(self, reason: str) -> StorageError:
         name, advice = self.patience.name, self.patience.advice
         return StorageError(f"storage: {name} fails ({reason}); once that is mended, {advice}")
 

@@ -598,7 +598,7 @@ def full_disk(path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("fault", ["full", "damaged", "gone"])
+@pytest.mark.parametrize("fault", ["full", "damaged", "lost", "gone"])
 def test_a_file_that_fails_in_mid_search_ends_it_at_once(tmp_path, fault, capfd):
     storage = search.open_storage(search.storage_url(None, tmp_path))
     study, path = open_study(storage), tmp_path / "search.db"
@@ -606,6 +606,10 @@ def test_a_file_that_fails_in_mid_search_ends_it_at_once(tmp_path, fault, capfd)
     def work(parameters, report):
         if fault == "damaged":
             write_over(path)
+        elif fault == "lost":  # as where a page of it is empty
+            with closing(sqlite3.connect(path)) as base:
+                base.execute("delete from trials")
+                base.commit()
         elif fault == "gone":
             path.rename(tmp_path / "elsewhere.db")
             storage.engine.dispose()
