@@ -18,7 +18,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from qa import Interrupted, UserError, search, study
@@ -125,6 +125,10 @@ class Worker:
         self.accelerator, self.num_threads = train.start(settings)
         self.prepared: tuple[tuple, Any] | None = None
 
+    @cached_property
+    def storage(self) -> Any:
+        return search.open_storage(self.plan.storage, wait=True)
+
     def prepare(self, settings: study.Settings) -> Any:
         """Encoder, train and validation split with windows; the test split stays shut."""
         key = tuple(getattr(settings, name) for name in PREPARED_FROM)
@@ -143,7 +147,10 @@ class Worker:
         if not self.accelerator.is_main_process:  # one process asks what to try, all of them work
             with stop_signals() as stop:
                 while message := broadcast_object_list([None])[0]:
-                    with suppress(search.Pruned, UserError):  # which all processes raise alike
+                    if isinstance(message, Exception):
+                        raise message
+                    # Which all processes raise alike; of those that end a search, word comes then.
+                    with suppress(search.Pruned, UserError, Interrupted):
                         parameters = message["parameters"]
                         self.trial(task, prepared, parameters, lambda step, value: False, stop)
             return
@@ -151,15 +158,21 @@ class Worker:
         fingerprints = prepared.fingerprints()
         if self.accelerator.num_processes > 1:  # of which the effective batch is a multiple
             fingerprints["number of processes"] = self.accelerator.num_processes
-        storage, budget = search.open_storage(self.plan.storage), self.plan.budget
-        opened = search.open_study(storage, task.trial, task.space, budget, fingerprints)
+        budget = self.plan.budget
         with stop_signals() as stop:
 
             def work(parameters: dict[str, Any], report: Callable[[int, float], bool]) -> float:
                 broadcast_object_list([{"parameters": parameters}])
                 return self.trial(task, prepared, parameters, report, stop)
 
-            search.run(opened, task.space, budget, task.trial.seed, work, on_change, stop)
+            try:
+                opened = search.open_study(
+                    self.storage, task.trial, task.space, budget, fingerprints
+                )
+                search.run(opened, task.space, budget, task.trial.seed, work, on_change, stop)
+            except (UserError, Interrupted) as error:
+                broadcast_object_list([error])
+                raise
         broadcast_object_list([None])
 
     def trial(
@@ -181,20 +194,28 @@ class Worker:
         model = self.train.make_model(settings, base, self.accelerator.device)
 
         def on_evaluation(progress: loop.Progress) -> None:
-            prune = report(progress.step, progress.history[-1][metric])
-            if broadcast_object_list([prune])[0] and not progress.finished:
+            # Evaluations compare, however many micro-batches a step has in this trial.
+            try:
+                told = report(len(progress.history), progress.history[-1][metric])
+            except (UserError, Interrupted) as error:  # of the storage: all processes hear of it
+                told = error
+            told = broadcast_object_list([told])[0]
+            if isinstance(told, Exception):
+                raise told
+            if told and not progress.finished:
                 raise search.Pruned
 
         try:
-            progress = loop.fit(
-                self.accelerator,
-                model,
-                prepared.windows["train"],
-                settings,
-                lambda: self.train.validate(settings, self.accelerator, model, prepared),
-                on_evaluation=on_evaluation,
-                stop=stop,
-            )
+            with loop.determinism():
+                progress = loop.fit(
+                    self.accelerator,
+                    model,
+                    prepared.windows["train"],
+                    settings,
+                    lambda: self.train.validate(settings, self.accelerator, model, prepared),
+                    on_evaluation=on_evaluation,
+                    stop=stop,
+                )
         except loop.NonFiniteLoss as error:
             raise UserError(f"diverged: {error}") from None
         except Interrupted as stopped:
@@ -239,7 +260,17 @@ def _worker() -> Worker:
     return Worker(_plan, num_threads=1)
 
 
-def _start(plan: Plan, parent: int) -> None:
+def _take_gpu(index: int) -> None:
+    """Where there are several GPUs, let this process, the index-th of the pool, see one: its own."""
+    import torch
+
+    number = torch.cuda.device_count()  # which begins nothing on a device
+    if number > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(number)))
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index % number].strip()
+
+
+def _start(plan: Plan, parent: int, started: Any) -> None:
     """Begin a process of the pool. Signals come from its parent alone, or from its absence.
 
     They are noted even between tasks: a worker that died of one would break the pool, which would
@@ -258,6 +289,10 @@ def _start(plan: Plan, parent: int) -> None:
             time.sleep(20)
 
     threading.Thread(target=watch, daemon=True).start()
+    with started.get_lock():  # a counter of the pool's processes
+        index = started.value
+        started.value += 1
+    _take_gpu(index)
 
 
 def _load() -> None:
@@ -304,6 +339,23 @@ def terminate_workers() -> None:
         process.terminate()
 
 
+def glance(storage: Any, settings: study.Settings) -> Callable[[], list[dict]]:
+    """→ the trials so far, whenever called, for a display.
+
+    Where the storage cannot be read just now, those seen last: whoever works with it waits, or ends
+    with an error.
+    """
+    seen: list[dict] = []
+
+    def rows() -> list[dict]:
+        nonlocal seen
+        with suppress(UserError), storage.patience.none():
+            seen = search.describe(storage, settings)
+        return seen
+
+    return rows
+
+
 def search_methods(plan: Plan, pool: Any, worker: Worker | None, console: Any) -> list:
     """What each method's search found (None where there was none), shown as it goes on."""
     from accelerate.utils import broadcast_object_list
@@ -311,6 +363,7 @@ def search_methods(plan: Plan, pool: Any, worker: Worker | None, console: Any) -
     from qa import displays
 
     outcomes: list[Mapping | None] = []
+    storage = None
     for index, task in enumerate(plan.tasks):
         outcomes.append(None)
         if not task.space:
@@ -319,15 +372,11 @@ def search_methods(plan: Plan, pool: Any, worker: Worker | None, console: Any) -
             worker.search(task)
             outcomes[-1] = broadcast_object_list([None])[0]
             continue
-        storage, settings = search.open_storage(plan.storage), task.settings
+        storage, settings = storage or search.open_storage(plan.storage), task.settings
         if plan.fresh:
             search.delete_study(storage, settings)
-        with displays.SearchDisplay(
-            console,
-            settings.method,
-            plan.budget,
-            lambda storage=storage, settings=settings: search.describe(storage, settings),
-        ) as display:
+        rows = glance(storage, settings)
+        with displays.SearchDisplay(console, settings.method, plan.budget, rows) as display:
             if pool:
                 shares = [pool.submit(_search, index) for _ in range(plan.workers)]
                 wait_for(shares, display.update)
@@ -375,7 +424,8 @@ def main() -> None:
         import multiprocessing
 
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(plan.workers, context, _start, (plan, os.getpid()))
+        given = (plan, os.getpid(), context.Value("i", 0))
+        pool = ProcessPoolExecutor(plan.workers, context, _start, given)
         for _ in range(plan.workers):  # they load their libraries while this process loads its own
             pool.submit(_load)
     else:

@@ -139,9 +139,10 @@ class Answerer:
                 stacklevel=2,
             )
         size = settings.n_best_size
-        found, _ = loop.predict(
-            self.process, self.model, windows, examples, settings, max(size, n_best)
-        )
+        with loop.determinism():  # the caller's own choice stays as it is
+            found, _ = loop.predict(
+                self.process, self.model, windows, examples, settings, max(size, n_best)
+            )
         results = []
         for i, spans in enumerate(found.values()):
             if not spans:

@@ -8,11 +8,14 @@ search can be killed anywhere and goes on with the same command.
 This file knows no training: a trial's work is a function it is given.
 """
 
+import gc
 import json
+import sqlite3
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -31,9 +34,11 @@ from qa.study import (
     read_study,
     setting,
     suggest,
+    with_defaults,
 )
 
 HEARTBEAT, GRACE = 3, 12  # seconds between signs of life; silence after which a trial is taken over
+PATIENCE = 120  # seconds for which a storage that does not answer is tried again
 AGAIN = "the same command, without --fresh or --overwrite, goes on from here"
 # Settings that a space may vary beside a method's hyperparameters: nothing that data, encoder and
 # windows depend on, since these are prepared once.
@@ -160,54 +165,77 @@ def storage_url(storage: str | None, folder: Path) -> str:
     return storage or f"sqlite:///{(folder / 'search.db').resolve()}"
 
 
-def open_storage(url: str) -> Any:
-    """An Optuna storage whose running trials give signs of life. Raises UserError."""
+def open_storage(url: str, wait: bool = False) -> Any:
+    """A `storage.PatientStorage` whose running trials give signs of life. Raises UserError.
+
+    wait: where it does not answer, as later calls do; this command has opened it before.
+    """
     import optuna
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import DBAPIError
+
+    from qa import storage
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    local = url.startswith("sqlite")
-    try:
-        if local:
-            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.RDBStorage(
-            url,
-            # Workers of one machine wait for each other's writes; a server may close connections.
-            engine_kwargs={"connect_args": {"timeout": 60}} if local else {"pool_pre_ping": True},
-            heartbeat_interval=HEARTBEAT,
-            grace_period=GRACE,
-            # not for ever: parameters that need too much memory get every worker killed
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(3),
-        )
-    except Exception as error:  # SQLAlchemy's, Alembic's and the drivers' own kinds
-        shown = url.split("@")[-1]  # without a password
-        reason = in_one_line(error, secret=url.removesuffix(shown))
-        raise UserError(
-            f"storage: {shown} cannot be opened ({reason}); give an URL "
-            "such as sqlite:///search.db or postgresql+psycopg://user@host/name (with its driver)"
-        ) from None
-    if local:
-        _lock_while_reading(storage.engine)
-    return storage
+    warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)  # it gets them by `run`
+    address = url.split("@")[-1]  # without a password
+    name = address.split("?")[0].removeprefix("sqlite:///")
+    patience = storage.Patience(name, PATIENCE, AGAIN)
+
+    def connect() -> storage.PatientStorage:
+        try:
+            return storage.PatientStorage(
+                url,
+                patience,
+                engine_kwargs=_engine_options(make_url(url)),
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
+                heartbeat_stale_trial_callback=storage.run_again,
+            )
+        except Exception as error:  # SQLAlchemy's, Alembic's and the drivers' own kinds
+            cause = next((e for e in (error, error.__cause__) if isinstance(e, DBAPIError)), None)
+            if wait and cause and storage.may_pass(cause):
+                raise storage.Away(in_one_line(cause.orig)) from None
+            reason = in_one_line(cause.orig if cause else error, secret=url.removesuffix(address))
+            raise UserError(
+                f"storage: {name} cannot be opened ({reason}); give an URL "
+                "such as sqlite:///search.db or postgresql+psycopg://user@host/name (with its driver)"
+            ) from None
+
+    return patience(connect)
 
 
-def _lock_while_reading(engine: Any) -> None:
-    """Make SQLite's transactions begin with a write lock.
+def _engine_options(url: Any) -> dict[str, Any]:
+    """SQLAlchemy's, for a parsed URL. A file's folder is made. Raises UserError, OSError."""
+    if url.get_backend_name() == "sqlite":
+        if url.database and not url.database.startswith((":", "file:")):
+            path = Path(url.database)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _check_own(path)
+        # Workers of one machine wait for each other's writes.
+        return {"connect_args": {"timeout": 60}}
+    options = {"pool_pre_ping": True}  # a server may close connections
+    if url.get_driver_name() in ("psycopg", "psycopg2"):
+        # A host that is gone does not say so: without these, the system waits a quarter of an hour.
+        waits = {"connect_timeout": 10, "tcp_user_timeout": 20_000, "keepalives_idle": 10}
+        options["connect_args"] = {k: v for k, v in waits.items() if k not in url.query}
+    return options
 
-    Optuna takes a trial by reading its state, and then writing it, under a row lock that SQLite
-    does not have: two workers could take the same one. The recipe is SQLAlchemy's own.
-    """
-    from sqlalchemy import event
 
-    @event.listens_for(engine, "connect")
-    def _(connection, record):
-        connection.isolation_level = None  # the driver begins no transactions by itself
+def _check_own(path: Path) -> None:
+    """Raises UserError where another program's tables are in a file, which Optuna would add to."""
+    from optuna.storages._rdb.models import BaseModel
 
-    @event.listens_for(engine, "begin")
-    def _(connection):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    engine.dispose()  # of connections made before
+    if not path.exists():
+        return
+    with closing(sqlite3.connect(path)) as base:
+        tables = {
+            name for (name,) in base.execute("select name from sqlite_master where type='table'")
+        }
+    others = tables - set(BaseModel.metadata.tables) - {"alembic_version", "sqlite_sequence"}
+    if others and "version_info" not in tables:
+        raise UserError(f"it is another program's, with a table {min(others)!r}")
 
 
 def study_name(settings: Settings) -> str:
@@ -228,6 +256,8 @@ def open_study(
     """
     import optuna
 
+    from qa.storage import ONCE
+
     name = study_name(settings)
     fixed = {
         key: getattr(settings, key)
@@ -243,21 +273,23 @@ def open_study(
                       for key, values in space.items()})
     )  # fmt: skip
     direction = "maximize" if budget.metric == "eval_f1" else "minimize"
+    storage.watch(None)
     try:
         study = optuna.create_study(study_name=name, storage=storage, direction=direction)
-        study.set_user_attr("defaults", defaults(settings, space))
-        study.enqueue_trial(study.user_attrs["defaults"])
-        study.set_user_attr("asked", asked)  # the last: it says that the study is whole
-        return study
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
-    for _ in range(50):  # its maker may be at work
-        there = study.user_attrs.get("asked")
-        if there is not None:
-            break
-        time.sleep(0.1)
-    else:
-        raise UserError(f"search: {name} was killed while it was made; start it with --fresh")
+        for _ in range(50):  # its maker may be at work
+            if "asked" in study.user_attrs:
+                break
+            time.sleep(0.1)
+    storage.watch(study._study_id, name)
+    if "asked" not in study.user_attrs:
+        # It is new, or its maker was killed or is slow: the steps may be taken twice, by several.
+        begin = defaults(settings, space)
+        study.set_user_attr("defaults", begin)
+        study.enqueue_trial(begin, user_attrs={ONCE: "defaults"}, skip_if_exists=True)
+        study.set_user_attr("asked", asked)  # the last: it says that the study is whole
+    there = _of_today(study.user_attrs["asked"], asked)
     if there != asked:
         odd = sorted(key for key in {*there, *asked} if there.get(key) != asked.get(key))[0]
         raise UserError(
@@ -268,12 +300,25 @@ def open_study(
     return study
 
 
+def _of_today(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a search asked, with the defaults of settings that did not exist when it began."""
+    filled = with_defaults(there)
+    own = {key: filled[key] for key in asked if key in FIELDS}
+    named = {*there.get("hyperparameters", {}), *asked["hyperparameters"]}
+    own["hyperparameters"] = {k: v for k, v in filled["hyperparameters"].items() if k in named}
+    return {**there, **own}
+
+
 def delete_study(storage: Any, settings: Settings) -> None:
     """Delete the method's study, if there is one."""
     import optuna
 
-    if study_name(settings) in optuna.study.get_all_study_names(storage):
-        optuna.delete_study(study_name=study_name(settings), storage=storage)
+    storage.watch(None)
+    name = study_name(settings)
+    # Trials that others add meanwhile may undo it.
+    while name in optuna.study.get_all_study_names(storage):
+        with suppress(KeyError):
+            optuna.delete_study(study_name=name, storage=storage)
 
 
 def defaults(settings: Settings, space: Space) -> dict[str, Any]:
@@ -348,10 +393,6 @@ class Pruned(Exception):
     """Raised by a trial's work when it is told to stop early."""
 
 
-class _Surplus(Exception):
-    """Another worker took the last trial at the same moment."""
-
-
 def used(trials: list) -> list:
     """The trials that count towards the budget: ended, pruned, or failed for a reason of theirs."""
     from optuna.trial import TrialState
@@ -385,36 +426,6 @@ def run(
     if budget.pruner == "median":
         study.pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=0)
 
-    def objective(trial: Any) -> float:
-        before = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number]
-        running = [t for t in before if t.state == TrialState.RUNNING]
-        if len(used(before)) + len(running) >= budget.n_trials:
-            raise _Surplus
-        chosen = _draw(trial, space)
-
-        def report(step: int, value: float) -> bool:
-            trial.report(value, step)
-            on_change()
-            return trial.should_prune()
-
-        try:
-            return work(chosen, report)
-        except Pruned:
-            raise optuna.TrialPruned from None
-        except UserError as error:
-            trial.set_user_attr("reason", str(error))
-            raise
-        except (Interrupted, KeyboardInterrupt, SystemExit):
-            study.enqueue_trial(chosen)
-            raise
-        except Exception as error:
-            crashed = any(t.params == chosen and "crash" in t.user_attrs for t in before)
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            trial.set_user_attr("reason" if crashed else "crash", said)
-            if not crashed:
-                study.enqueue_trial(chosen)
-            raise
-
     seen: set[int] = set()
     while True:
         if stop():
@@ -437,9 +448,81 @@ def run(
             continue
         # Where this worker was silent for so long that another took its trial over, that one counts.
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
-            # A failed trial's traceback would keep its memory, and make the next one fail of it.
-            study.optimize(objective, 1, catch=(UserError, _Surplus), gc_after_trial=True)
+            _run_trial(study, space, budget, work, on_change)
+        gc.collect()  # a failed trial's traceback keeps its memory, and the next one would fail of it
         on_change()
+
+
+def _run_trial(study, space, budget, work, on_change) -> None:
+    """Take one trial; see `run`.
+
+    (`study.optimize` asks the storage again after an error of it, and hides that behind its own.)
+    """
+    import optuna
+    from optuna.trial import TrialState
+
+    from qa.storage import StorageError, run_again
+
+    trial = study.ask()
+    with _signs_of_life(study._storage, trial._trial_id):
+        before = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number]
+        running = [t for t in before if t.state == TrialState.RUNNING]
+        if len(used(before)) + len(running) >= budget.n_trials:
+            study.tell(trial, state=TrialState.FAIL)  # another took the last one at the same moment
+            return
+        chosen = _draw(trial, space)
+
+        def report(step: int, value: float) -> bool:
+            try:
+                trial.report(value, step)
+                prune = trial.should_prune()
+            except optuna.exceptions.UpdateFinishedTrialError:  # it was taken over
+                prune = True
+            on_change()
+            return prune
+
+        value, state = None, TrialState.FAIL
+        try:
+            value, state = work(chosen, report), None
+        except Pruned:
+            state = TrialState.PRUNED
+        except StorageError:  # without this worker's signs of life, the trial is taken over
+            raise
+        except UserError as error:
+            trial.set_user_attr("reason", str(error))
+        except (Interrupted, KeyboardInterrupt, SystemExit):
+            run_again(study, trial, chosen)
+            study.tell(trial, state=state)
+            raise
+        except Exception as error:
+            crashed = any(t.params == chosen and "crash" in t.user_attrs for t in before)
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            trial.set_user_attr("reason" if crashed else "crash", said)
+            if not crashed:
+                run_again(study, trial, chosen)
+            study.tell(trial, state=state)
+            raise
+        study.tell(trial, value, state, skip_if_finished=True)
+
+
+@contextmanager
+def _signs_of_life(storage: Any, trial_id: int):
+    """Within this context a thread says every few seconds that the trial is being run."""
+    ended = threading.Event()
+
+    def give() -> None:
+        while not ended.is_set():
+            with suppress(UserError):  # of the storage: the main thread meets it, and says so
+                storage.record_heartbeat(trial_id)
+            ended.wait(HEARTBEAT)
+
+    thread = threading.Thread(target=give, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def describe(storage: Any, settings: Settings) -> list[dict[str, Any]]:
@@ -451,9 +534,9 @@ def describe(storage: Any, settings: Settings) -> list[dict[str, Any]]:
 
     try:
         study = optuna.load_study(study_name=study_name(settings), storage=storage)
+        trials = study.get_trials(deepcopy=False)
     except KeyError:  # a worker is about to make it
         return []
-    trials = study.get_trials(deepcopy=False)
     counted = {t.number for t in used(trials)}
     rows = []
     for t in trials:

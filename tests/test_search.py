@@ -1,16 +1,23 @@
 """The search engine: its draws, its budget, what it refuses. The work is a function of its own."""
 
+import os
+import re
+import resource
+import signal
+import sqlite3
 import threading
 import time
 import warnings
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import event
 
-from qa import UserError, displays, in_one_line, search
+from qa import Interrupted, UserError, displays, in_one_line, search
 from qa.methods import METHODS, Range, get_method
 from qa.report import make_console
 from qa.study import FIELDS, check_field, check_hyperparameter
@@ -323,3 +330,327 @@ def test_bad_storage():
     long = ValueError(170 * "x" + " in postgresql://me:secret@nowhere/db")
     assert in_one_line(long, secret="postgresql://me:secret@").endswith("x in nowhere/db")
     assert optuna.logging.get_verbosity() == optuna.logging.ERROR
+
+
+class Killed(BaseException):
+    """In place of -9."""
+
+
+@pytest.mark.parametrize("point", ["defaults", "enqueue_trial", "asked"])
+def test_a_study_whose_maker_was_killed_is_completed(storage, monkeypatch, point):
+    """Before it takes this step."""
+    whole = {
+        "set_user_attr": optuna.Study.set_user_attr,
+        "enqueue_trial": optuna.Study.enqueue_trial,
+    }
+    name = point if point in whole else "set_user_attr"
+
+    def killed(study, *args, **kwargs):
+        if point in (name, args[0]):
+            raise Killed
+        whole[name](study, *args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(optuna.Study, name, killed)
+        open_study(storage)
+    monkeypatch.setattr(search.time, "sleep", lambda seconds: None)
+    budget = search.Budget(n_trials=2)
+    search.run(open_study(storage), SPACE, budget, 42, value)
+    found = search.outcome(storage, LORA, budget)
+    assert found["default_value"] == pytest.approx(8.1)
+    assert [row["state"] for row in found["trials"]] == ["complete"] * 2
+
+
+def test_a_study_whose_maker_is_slow_is_made_once(storage, tmp_path, monkeypatch):
+    """Another worker completes it and begins; then its maker goes on."""
+    other = search.open_storage(search.storage_url(None, tmp_path))
+    budget = search.Budget(n_trials=2)
+    enqueue = optuna.Study.enqueue_trial
+
+    def late(study, *args, **kwargs):
+        monkeypatch.setattr(optuna.Study, "enqueue_trial", enqueue)
+        with monkeypatch.context() as patched:
+            patched.setattr(search.time, "sleep", lambda seconds: None)
+            completed = open_study(other)
+        search.run(completed, SPACE, budget, 42, value)
+        # not even seen, as by a maker that had looked before
+        enqueue(study, *args, **{**kwargs, "skip_if_exists": False})
+
+    monkeypatch.setattr(optuna.Study, "enqueue_trial", late)
+    search.run(open_study(storage), SPACE, budget, 42, value)
+    rows = search.describe(storage, LORA)
+    assert [row["state"] for row in rows] == ["complete"] * 2
+
+
+def test_a_search_from_before_a_setting_existed_goes_on(storage):
+    study = open_study(storage)
+    asked = study.user_attrs["asked"]
+    assert asked["hyperparameters"] == {"lora_alpha": 16}
+    older = {k: v for k, v in asked.items() if k not in ("max_grad_norm", "hyperparameters")}
+    study.set_user_attr("asked", {**older, "hyperparameters": {}})
+    open_study(storage)  # lora_alpha's default is 16
+    for now in (
+        replace(LORA, max_grad_norm=0.5),
+        replace(LORA, hyperparameters={"r": 8, "lora_alpha": 8}),
+    ):
+        with pytest.raises(UserError, match=r"another (max_grad_norm|hyperparameters)"):
+            open_study(storage, now)
+    study.set_user_attr("asked", {k: v for k, v in asked.items() if k != "train"})
+    with pytest.raises(UserError, match=r"another train \(there None, now d\)"):
+        open_study(storage)
+
+
+@pytest.mark.parametrize("remade", [False, True])
+@pytest.mark.parametrize("moment", ["training", "reporting", "asking"])
+def test_a_search_that_is_deleted_meanwhile_ends_in_one_line(tmp_path, moment, remade):
+    """SQLite gives the numbers of study and trials to the next study again."""
+    url = search.storage_url(None, tmp_path)
+    storage, other = search.open_storage(url), search.open_storage(url)
+
+    def delete():
+        search.delete_study(other, LORA)
+        if remade:
+            open_study(other)
+
+    def work(parameters, report):
+        if moment == "reporting":
+            report(1, 1.0)
+        if moment != "asking":
+            delete()
+        if moment == "reporting":
+            report(2, 2.0)
+        return 1.0
+
+    study = open_study(storage)
+    changes = iter([delete, lambda: None])
+    with pytest.raises(UserError, match=r"^search: embedded/lora was deleted while it ran"):
+        on_change = (lambda: next(changes)()) if moment == "asking" else (lambda: None)
+        search.run(study, SPACE, search.Budget(n_trials=3), 42, work, on_change)
+    rows = search.describe(other, LORA)
+    assert [(row["state"], row["value"]) for row in rows] == [("waiting", None)] * remade
+
+
+def test_a_trial_that_was_taken_over_does_not_end_the_worker(storage, tmp_path):
+    """Its worker was silent, as while its computer slept; another one has failed the trial."""
+    other = open_study(search.open_storage(search.storage_url(None, tmp_path)))
+    tried = []
+
+    def work(parameters, report):
+        tried.append(parameters)
+        if len(tried) in (2, 3):
+            lost = other.trials[-1]
+            other._storage.set_trial_state_values(lost._trial_id, TrialState.FAIL)
+            if len(tried) == 2:
+                assert report(1, 1.0), "it is told to stop"
+                raise search.Pruned
+        return value(parameters)
+
+    budget = search.Budget(n_trials=4)
+    search.run(open_study(storage), SPACE, budget, 42, work)
+    found = search.outcome(storage, LORA, budget)
+    assert found["complete"] == 4 and len(found["trials"]) == len(tried) == 6
+
+
+@contextmanager
+def locked(storage, url):
+    """SQLite locked by another program: the nearest that a file comes to a server that is away."""
+    path = url.removeprefix("sqlite:///")
+    event.listen(storage.engine, "connect", lambda made, _: made.execute("pragma busy_timeout=200"))
+    storage.engine.dispose()
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as base:
+        base.execute("begin exclusive")
+        yield lambda: base.execute("commit")
+
+
+def test_a_storage_that_is_away_for_a_while_is_waited_for(tmp_path, capfd):
+    url, budget = search.storage_url(None, tmp_path), search.Budget(n_trials=2)
+    storage = search.open_storage(url)
+    study = open_study(storage)
+
+    def work(parameters, report):
+        with locked(storage, url) as unlock:
+            threading.Timer(1.5, unlock).start()
+            report(1, 1.0)
+        return 1.0
+
+    search.run(study, SPACE, budget, 42, work)
+    assert search.outcome(storage, LORA, budget)["complete"] == 2
+    line = f"storage: {tmp_path}/search.db does not answer; trying again for two minutes\n"
+    assert capfd.readouterr().err == 2 * line
+
+
+@pytest.mark.parametrize("stop", [0, signal.SIGINT, signal.SIGTERM])
+def test_a_storage_that_stays_away_ends_the_search(tmp_path, monkeypatch, capfd, stop):
+    monkeypatch.setattr(search, "PATIENCE", 30 if stop else 1)
+    url, budget = search.storage_url(None, tmp_path), search.Budget(n_trials=2)
+    storage = search.open_storage(url)
+    study = open_study(storage)
+    began = time.monotonic()
+
+    def work(parameters, report):
+        with locked(storage, url):
+            if stop:
+                threading.Timer(1, os.kill, (os.getpid(), stop)).start()
+            report(1, 1.0)
+
+    with pytest.raises(Interrupted if stop else UserError) as ended:
+        search.run(study, SPACE, budget, 42, work)
+    assert time.monotonic() - began < 15
+    assert "does not answer" in capfd.readouterr().err
+    if stop:
+        assert ended.value.signum == stop
+    else:
+        line = r"storage: .*search.db did not answer for two minutes \(.*locked\); the same command"
+        assert re.match(line, str(ended.value))
+    assert "reason" not in study.trials[0].user_attrs, "it is not the trial's fault"
+    monkeypatch.setattr(storage, "grace_period", 1)
+    search.run(study, SPACE, budget, 42, value)
+    assert search.outcome(storage, LORA, budget)["complete"] == 2
+
+
+def test_after_an_outage_nobody_takes_the_others_trials(storage, monkeypatch):
+    study = open_study(storage)
+    lost = study.ask()
+    storage.record_heartbeat(lost._trial_id)
+    monkeypatch.setattr(storage, "grace_period", 1)
+    time.sleep(2.1)  # SQLite's clock has seconds
+    storage.patience.failed = time.monotonic()
+    assert storage._get_stale_trial_ids(study._study_id) == []
+    time.sleep(1.1)
+    assert storage._get_stale_trial_ids(study._study_id) == [lost._trial_id]
+
+
+def lose_an_answer(storage, monkeypatch, number):
+    """The connection breaks after the number-th change was made, before that is confirmed."""
+    commit, left = storage.engine.dialect.do_commit, [number]
+
+    def lossy(connection):
+        commit(connection)
+        left[0] -= 1
+        if left[0] == 0:
+            error = sqlite3.OperationalError("lost")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise error
+
+    monkeypatch.setattr(storage.engine.dialect, "do_commit", lossy)
+    return left
+
+
+def search_with_a_lost_answer(folder, monkeypatch, number):
+    """→ whether there were so many changes."""
+    storage = search.open_storage(search.storage_url(None, folder))
+    monkeypatch.setattr(storage, "grace_period", 1)
+    left = lose_an_answer(storage, monkeypatch, number)
+    budget, tried = search.Budget(n_trials=3), []
+
+    def work(parameters, report):
+        tried.append(parameters)
+        report(1, 1.0)
+        if len(tried) == 2:
+            raise UserError("diverged")
+        if len(tried) == 3:
+            raise ValueError("run again")
+        return value(parameters)
+
+    study = open_study(storage)
+    with pytest.raises(ValueError, match="run again"):
+        search.run(study, SPACE, budget, 42, work)
+    search.run(study, SPACE, budget, 42, work)
+    rows = search.describe(storage, LORA)
+    assert not {"running", "waiting"} & {row["state"] for row in rows}
+    counted = [row for row in rows if row["counts"]]
+    assert len(counted) == 3 and len({str(row["params"]) for row in counted}) == 3
+    assert len(tried) == 4 and tried[3] == tried[2]
+    return left[0] <= 0
+
+
+def test_a_new_trial_whose_answer_is_lost_is_added_once(tmp_path, monkeypatch):
+    storage = search.open_storage(search.storage_url(None, tmp_path))
+    study = open_study(storage)
+    for params in ({"r": 2}, {"r": 4}):
+        lose_an_answer(storage, monkeypatch, 1)
+        study.enqueue_trial(params)
+    lose_an_answer(storage, monkeypatch, 1)
+    storage.create_new_trial(study._study_id)
+    queued = [t.system_attrs.get("fixed_params") for t in study.trials]
+    assert queued == [study.user_attrs["defaults"], {"r": 2}, {"r": 4}, None]
+
+
+@pytest.mark.slow
+def test_every_change_whose_answer_is_lost_is_made_once(tmp_path, monkeypatch):
+    number = 1
+    while search_with_a_lost_answer(tmp_path / str(number), monkeypatch, number):
+        number += 5
+    assert number > 40
+
+
+def write_over(path):
+    path.write_bytes(path.read_bytes()[:100] + bytes(path.stat().st_size - 100))
+
+
+@contextmanager
+def full_disk(path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 4, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("fault", ["full", "damaged", "lost", "gone"])
+def test_a_file_that_fails_in_mid_search_ends_it_at_once(tmp_path, fault, capfd):
+    storage = search.open_storage(search.storage_url(None, tmp_path))
+    study, path = open_study(storage), tmp_path / "search.db"
+
+    def work(parameters, report):
+        if fault == "damaged":
+            write_over(path)
+        elif fault == "lost":  # as where a page of it is empty
+            with closing(sqlite3.connect(path)) as base:
+                base.execute("delete from trials")
+                base.commit()
+        elif fault == "gone":
+            path.rename(tmp_path / "elsewhere.db")
+            storage.engine.dispose()
+        report(1, 1.0)
+
+    began = time.monotonic()
+    disk = full_disk(path) if fault == "full" else nullcontext()
+    with disk, pytest.raises(UserError) as ended:
+        search.run(study, SPACE, search.Budget(n_trials=2), 42, work)
+    assert str(ended.value).startswith(f"storage: {path} fails (")
+    assert "once that is mended, the same command" in str(ended.value)
+    assert time.monotonic() - began < 10 and capfd.readouterr().err == ""
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    search.open_storage(search.storage_url(None, tmp_path)).engine.dispose()
+    path = f"file:{tmp_path}/search.db"
+    storage = search.open_storage(f"sqlite:///{path}?mode=ro&uri=true")
+    with pytest.raises(UserError, match=f"storage: {path} fails .*readonly.*; once that is mended"):
+        open_study(storage)
+
+
+@pytest.mark.parametrize("content", ["text", "damaged", "other", "folder"])
+def test_a_file_that_is_no_search(tmp_path, content):
+    path = tmp_path / "search.db"
+    if content == "text":
+        path.write_text("learning_rate: 1e-3\n" * 100)
+    elif content == "damaged":
+        search.open_storage(search.storage_url(None, tmp_path)).engine.dispose()
+        write_over(path)
+    elif content == "folder":
+        path.mkdir()
+    else:
+        with closing(sqlite3.connect(path)) as base:
+            base.execute("create table alembic_version (version_num text)")
+            base.execute("create table experiments (name text)")
+            base.commit()
+        before = path.read_bytes()
+    with pytest.raises(UserError, match=f"^storage: {path} cannot be opened") as refused:
+        search.open_storage(search.storage_url(None, tmp_path))
+    assert "sqlalche.me" not in str(refused.value) and "SQL:" not in str(refused.value)
+    if content == "other":
+        assert "another program's, with a table 'experiments'" in str(refused.value)
+        assert path.read_bytes() == before

@@ -10,11 +10,11 @@ QA = Path(__file__).parent.parent / "qa"
 ORDER = ["__init__", "methods", "study", "checkpoint", "squad", "windows", "labels", "spans"]
 ORDER += ["metrics", "pretrained", "bertscore", "certainty"]
 ORDER += ["kernels", "adalora", "model"]
-ORDER += ["loop", "search", "runs"]
+ORDER += ["loop", "storage", "search", "runs"]
 ORDER += ["comparison", "pictures", "page", "report", "displays", "answer", "export"]
 ONLY = {
     "rich": {"report", "displays"},
-    "optuna": {"search"},
+    "optuna": {"storage", "search"},
     "peft": {"methods", "kernels", "model", "runs"},
     "argparse": {"study"},
     "bert_score": {"bertscore"},

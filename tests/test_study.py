@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
 import train
 from qa import UserError, study
-from qa.methods import METHODS
+from qa.methods import METHODS, get_method
+from qa.study import Settings, setting
 
 
 @pytest.fixture
@@ -147,3 +149,18 @@ def test_help_names_every_setting_and_loads_nothing_heavy():
         for name in study.FIELDS:
             flag = f"--{'set' if name == 'hyperparameters' else name} "
             assert (flag in done.stdout) == (name not in left_out)
+
+
+def test_saved_settings_from_before_a_setting_existed_have_its_default(monkeypatch):
+    saved = json.loads(json.dumps(asdict(Settings(method="lora", seeds=(1, 2)))))
+    saved["hyperparameters"] = {"r": 4}
+    added = setting((0.5, 1.0), "one that is newer")
+    added.name = "newer"
+    monkeypatch.setitem(study.FIELDS, "newer", added)
+    del saved["max_grad_norm"]
+    filled = study.with_defaults(saved)
+    assert filled["newer"] == [0.5, 1.0] and filled["max_grad_norm"] == 1.0
+    assert filled["seeds"] == [1, 2], "as it was saved"
+    own = {name: param.default for name, param in get_method("lora").params.items()}
+    assert filled["hyperparameters"] == {**own, "r": 4}
+    assert study.with_defaults(filled) == filled

@@ -1,15 +1,20 @@
 """tune.py as a user runs it: searches, kills, several workers, several processes, PostgreSQL."""
 
 import json
+import multiprocessing
 import os
 import random
+import re
+import resource
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -212,14 +217,117 @@ def test_trials_may_have_less_data_and_fewer_epochs_than_the_final_runs(
     with sqlite3.connect(command.output / "search.db") as base:
         steps = {row[0] for row in base.execute("select step from trial_intermediate_values")}
     config = json.loads((command.output / "head-tuned/seed-42/config.json").read_text())["settings"]
-    batch = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"]
-    assert steps == {-(-5 // batch)}  # one evaluation a trial, after one epoch of five windows
+    assert steps == {1}  # one evaluation a trial, after its one epoch
     assert config["num_train_epochs"] == 2 and config["max_train_samples"] is None
     run = results(command.output)["head-tuned", 42]
     assert run["search"]["trial"] == {"max_train_samples": 5, "num_train_epochs": 1}
     assert "with max_train_samples 5, num_train_epochs 1" in out
     line = command(*flags, "--trial", "num_train_epochs=1", status=2)
     assert "another max_train_samples (there 5, now 9)" in line
+
+
+def test_trials_with_other_steps_compare_by_their_evaluations(command, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/study.yaml").write_text(
+        "methods: {head: }\nsearch: {space: {head: {"
+        "gradient_accumulation_steps: [1, 2, 4, 8], learning_rate: [0.01, 1.0e-9]}}}\n"
+    )
+    monkeypatch.setattr("qa.study.STUDIES", tmp_path)
+    opened = search.open_study
+
+    def with_more(*args):
+        study = opened(*args)
+        for steps, rate in ((1, 0.01), (2, 0.01), (8, 1e-9)):
+            params = {"gradient_accumulation_steps": steps, "learning_rate": rate}
+            study.enqueue_trial(params)
+        return study
+
+    monkeypatch.setattr(search, "open_study", with_more)
+    flags = ("--study", "mine", "--seeds", 42, "--n_trials", 4, "--metric", "eval_loss")
+    command(*flags, "--early_stopping_patience", 0)
+    found = results(command.output)["head-tuned", 42]["search"]["trials"]
+    assert [row["params"]["gradient_accumulation_steps"] for row in found] == [4, 1, 2, 8]
+    assert [row["state"] for row in found] == ["complete"] * 3 + ["pruned"]
+    with sqlite3.connect(command.output / "search.db") as base:
+        stored = "select number, step from trial_intermediate_values join trials using (trial_id)"
+        steps = sorted(base.execute(stored))
+    assert steps == [(number, step) for number in range(3) for step in (1, 2)] + [(3, 1)]
+
+
+@pytest.mark.parametrize("content", ["text", "other"])
+def test_a_storage_that_is_another_programs(command, content):
+    command.output.mkdir()
+    path = command.output / "search.db"
+    if content == "text":
+        path.write_text("learning_rate: 1e-3\n" * 100)
+    else:
+        with sqlite3.connect(path) as base:
+            base.execute("create table experiments (name text)")
+    line = command("--method", "head", "--n_trials", 1, status=2)
+    assert line.startswith(f"error: storage: {path} cannot be opened (") and line.count("\n") == 1
+
+
+def test_a_disk_that_fills_up_in_mid_search(command, monkeypatch):
+    flags = ("--method", "head", "--seeds", 42, "--n_trials")
+    command(*flags, 1)
+    path = command.output / "search.db"
+    run = search.run
+
+    def full(*args):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 4, limits[1]))
+        try:
+            run(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(search, "run", full)
+        line = command(*flags, 3, status=2)
+    assert line.startswith(f"error: storage: {path} fails (") and line.count("\n") == 1
+    command(*flags, 3)
+    found = states(command.output)
+    assert found["COMPLETE"] + found["PRUNED"] == 3 and not found["RUNNING"] + found["WAITING"]
+
+
+@pytest.mark.parametrize(
+    ("number", "visible", "own"),
+    [
+        (0, None, [None, None, None]),
+        (1, "2", ["2", "2", "2"]),
+        (2, None, ["0", "1", "0"]),
+        (2, "3, 1", ["3", "1", "3"]),
+        (2, "GPU-a1,GPU-b2,-1", ["GPU-a1", "GPU-b2", "GPU-a1"]),
+    ],
+)
+def test_each_process_of_the_pool_takes_its_own_gpu(monkeypatch, number, visible, own):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: number)
+    for index in range(3):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        tune._take_gpu(index)
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == own[index]
+
+
+def start_with_two_gpus(*arguments):
+    import torch
+
+    torch.cuda.device_count = lambda: 2
+    tune._start(*arguments)
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_pool_are_counted(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    context = multiprocessing.get_context("spawn")
+    arguments = (None, os.getpid(), context.Value("i", 0))
+    with ProcessPoolExecutor(2, context, start_with_two_gpus, arguments) as pool:
+        waits = [pool.submit(time.sleep, 1) for _ in range(2)]  # so that both are started
+        found = {pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES") for _ in range(20)}
+        assert {future.result() for future in found} <= {"0", "1"}
+        assert all(wait.result() is None for wait in waits)
+    assert arguments[2].value == 2
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +399,7 @@ def _trials(output):
 
 @contextmanager
 def postgresql(folder):
-    """A PostgreSQL server of its own on a socket and a loopback port."""
+    """A PostgreSQL server of its own on a socket and a loopback port: its URL, and pg_ctl."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not programs:
         pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
@@ -314,19 +422,22 @@ def postgresql(folder):
 
     call("initdb", "-D", data, "-U", "me", "-A", "trust")
     options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} -c fsync=off"
-    call("pg_ctl", "-D", data, "-o", options, "-l", folder / "log", "-w", "start")
+
+    def control(*command):
+        call("pg_ctl", "-D", data, "-o", options, "-l", folder / "log", "-m", "immediate", *command)
+
+    control("-w", "start")
     try:
         call("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "me", "search")
-        yield f"postgresql+psycopg://me@127.0.0.1:{port}/search"
+        yield f"postgresql+psycopg://me@127.0.0.1:{port}/search", control
     finally:
-        call("pg_ctl", "-D", data, "-m", "immediate", "stop")
+        if (data / "postmaster.pid").exists():
+            control("stop")
 
 
 @pytest.mark.slow
 def test_two_workers_share_a_search_on_postgresql(longer, tmp_path):
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="pg") as name, postgresql(Path(name)) as url:
+    with tempfile.TemporaryDirectory(prefix="pg") as name, postgresql(Path(name)) as (url, _):
         flags = longer(tmp_path, "--n_trials", 5, "--workers", 2, "--storage", url)
         finish(start(*flags, command=(sys.executable, "tune.py")))
         rows = search.describe(search.open_storage(url), tune.parse(flags).tasks[0].settings)
@@ -335,11 +446,103 @@ def test_two_workers_share_a_search_on_postgresql(longer, tmp_path):
     assert results(tmp_path)["lora-tuned", 42]["search"]["n_trials"] == 5
 
 
+@pytest.fixture
+def on_postgresql(longer, tmp_path):
+    """Start a search and wait until a trial of it is over: process, flags, pg_ctl, rows()."""
+    with tempfile.TemporaryDirectory(prefix="pg") as name, postgresql(Path(name)) as (url, control):
+
+        def begin(*more, command=(sys.executable, "tune.py")):
+            flags = longer(tmp_path, "--storage", url, *more)
+            settings = tune.parse(flags).tasks[0].settings
+            process, storage = start(*flags, command=command), search.open_storage(url)
+
+            def rows():
+                return search.describe(storage, settings)
+
+            while process.poll() is None and not any(row["state"] == "complete" for row in rows()):
+                time.sleep(0.1)
+            return process, flags, control, rows
+
+        yield begin
+
+
+def check_whole(rows, n_trials):
+    """All of the budget, no trial twice, nothing left over, nothing taken over needlessly."""
+    assert [row["state"] in ("complete", "pruned") for row in rows] == [True] * n_trials
+    assert len({str(row["params"]) for row in rows}) == n_trials
+
+
+@pytest.mark.slow
+def test_a_search_waits_for_postgresql(on_postgresql):
+    """It restarts, and later it is away for 20 seconds."""
+    process, _, control, rows = on_postgresql("--n_trials", 6, "--workers", 2)
+    control("restart")
+    ended = sum(row["counts"] for row in rows())
+    while process.poll() is None and sum(row["counts"] for row in rows()) == ended:
+        time.sleep(0.1)
+    control("stop")
+    time.sleep(20)
+    control("start")
+    _, err = finish(process)
+    said = r"storage: 127.0.0.1:\d+/search does not answer; trying again for two minutes"
+    assert all(re.fullmatch(said, line) for line in err.splitlines())
+    assert 2 <= len(err.splitlines()) <= 4, "one an outage and process; a restart may go unnoticed"
+    check_whole(rows(), 6)
+
+
+# As tune.py is, but sooner out of patience.
+HASTY = (
+    "import tune; from qa import report, search; search.PATIENCE = 5; report.run_command(tune.main)"
+)
+
+
+@pytest.mark.slow
+def test_a_search_ends_in_one_line_without_postgresql(on_postgresql):
+    command = (sys.executable, "-c", HASTY)
+    process, flags, control, rows = on_postgresql("--n_trials", 4, command=command)
+    control("stop")
+    _, err = finish(process, status=2)
+    first, line = err.splitlines()
+    assert re.match("storage: .* does not answer; trying again", first)
+    assert re.match("error: storage: .* did not answer for two minutes .*goes on from", line)
+
+    control("start")
+    process, ended = start(*flags, command=command), len(rows())
+    while process.poll() is None and len(rows()) == ended:
+        time.sleep(0.1)
+    control("stop")
+    assert "does not answer" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    _, err = finish(process, status=143)
+    assert err.splitlines()[-1].startswith("stopped; the same command")
+    assert len(err.splitlines()) == 2  # and that it stops
+
+    control("start")
+    finish(start(*flags, command=(sys.executable, "tune.py")))
+    check_whole([row for row in rows() if row["counts"]], 4)
+    assert {row["state"] for row in rows()} <= {"complete", "pruned", "fail"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_fresh_beside_a_running_search(longer, tmp_path, workers):
+    flags = longer(tmp_path, "--n_trials", 20, "--workers", workers)
+    first = start(*flags, command=(sys.executable, "tune.py"))
+    while first.poll() is None and not states_so_far(tmp_path)["COMPLETE"]:
+        time.sleep(0.05)
+    flags[flags.index("20")] = "2"
+    second = start(*flags, "--fresh", command=(sys.executable, "tune.py"))
+    _, err = finish(first, status=2)
+    assert re.fullmatch(r"error: search: embedded/lora was deleted while it ran .*\n", err)
+    finish(second)
+    assert set(states(tmp_path)) <= {"COMPLETE", "PRUNED"} and sum(states(tmp_path).values()) == 2
+
+
 @pytest.mark.slow
 def test_ctrl_c_gives_the_trials_back(longer, tmp_path):
     flags = longer(tmp_path, "--n_trials", 50, "--workers", 2)
     process = start(*flags, command=(sys.executable, "tune.py"))
-    while "RUNNING" not in (_states(tmp_path)) and process.poll() is None:
+    while "RUNNING" not in states_so_far(tmp_path) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = finish(process, status=130)
@@ -350,7 +553,7 @@ def test_ctrl_c_gives_the_trials_back(longer, tmp_path):
     assert found["RUNNING"] == 0 and found["WAITING"] == found["FAIL"] > 0
 
 
-def _states(output):
+def states_so_far(output):
     try:
         return states(output)
     except sqlite3.OperationalError:
