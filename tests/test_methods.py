@@ -174,7 +174,11 @@ def test_what_only_peft_knows_is_one_line_too(encoders):
         attach(base, get_method("shira"), {**defaults("shira"), "r": 4000}, 64)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [family if family == "bert" else pytest.param(family, marks=pytest.mark.slow)
+     for family in FAMILIES],
+)  # fmt: skip
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "pretrained"])
 def test_method(encoders, tmp_path, method, family):
     folder = encoders(family)

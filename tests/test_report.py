@@ -135,3 +135,11 @@ def test_damaged_runs_and_bad_settings_are_one_line(evaluate):
     (evaluate.output / "head/seed-1/eval_predictions.json").write_text("[1]")
     assert "eval_predictions.json" in evaluate(status=2)
     assert not list(evaluate.output.glob("report*")), "nothing half-written"
+
+
+def test_runs_with_other_test_data_do_not_compare(evaluate):
+    path = evaluate.output / "head/seed-1/eval_results.json"
+    results = json.loads(path.read_text())
+    results["fingerprints"]["test"] = "another"
+    path.write_text(json.dumps(results))
+    assert "runs were scored on different test data (head/seed-" in evaluate(status=2)

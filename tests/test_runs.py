@@ -269,6 +269,14 @@ def test_a_run_that_is_overwritten_is_never_seen_in_part(finished, tmp_path, mon
     assert [path.name for path in folder.parent.iterdir()] == ["seed-42"], "nothing is left of it"
 
 
+def test_results_without_their_config_are_not_written_over(finished, tmp_path):
+    folder = tmp_path / "lora/seed-42"
+    shutil.copytree(finished["lora"][0].run_dir(), folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json: missing or unreadable there"):
+        runs.open_run(replace(finished["lora"][0], output_dir=str(tmp_path)), 1)
+
+
 def test_a_config_that_is_deleted_while_it_trains_is_an_error(
     encoder, toy_files, tmp_path, monkeypatch
 ):

@@ -24,6 +24,7 @@ RECORDED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", RECORDED)
 def test_the_recorded_predictions_score_as_recorded(study, squad_dev):
     made = record.results(study)

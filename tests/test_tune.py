@@ -226,6 +226,7 @@ def test_trials_may_have_less_data_and_fewer_epochs_than_the_final_runs(
     assert "another max_train_samples (there 5, now 9)" in line
 
 
+@pytest.mark.slow
 def test_trials_with_other_steps_compare_by_their_evaluations(command, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/study.yaml").write_text(
@@ -267,6 +268,7 @@ def test_a_storage_that_is_another_programs(command, content):
     assert line.startswith(f"error: storage: {path} cannot be opened (") and line.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_in_mid_search(command, monkeypatch):
     flags = ("--method", "head", "--seeds", 42, "--n_trials")
     command(*flags, 1)
