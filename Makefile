@@ -39,7 +39,9 @@ bench: setup
 clean:
 	rm -rf .cache .pytest_cache .ruff_cache .hypothesis
 	rm -f report.html report.md results.json
-	rm -f runs/*/report.html runs/*/report.md runs/*/results.json
-	@for folder in runs/*/; do \
+	for folder in runs/* my-runs minilm-20k; do \
+	    rm -f $$folder/report.html $$folder/report.md $$folder/results.json; \
+	done
+	@for folder in runs/*/ my-runs merged minilm-20k; do \
 	    [ ! -d "$$folder" ] || echo "kept: $$folder (runs and searches; delete it yourself)"; \
 	done

@@ -303,11 +303,14 @@ def _train(
         shown["run"] += f" · {num_processes} processes"
     report.print_header(console, f"Spantune · {method.name} · seed {settings.seed}", shown)
     if accelerator.is_main_process:
+        if console.quiet:  # a worker's: its header is not seen
+            report.warn_of_labels(prepared.findings)
         runs.write_config(run_dir, settings, origins, fingerprints, num_processes)
     accelerator.project_configuration = ProjectConfiguration(str(run_dir))
     accelerator.init_trackers("spantune", config=_flat(settings))
 
-    with displays.TrainingDisplay(console) as display, loop.determinism() as deterministic:
+    device = accelerator.device
+    with displays.TrainingDisplay(console) as display, loop.determinism(device) as deterministic:
 
         def on_evaluation(progress: loop.Progress) -> None:
             display.on_evaluation(progress)
@@ -346,8 +349,8 @@ def _train(
             settings.n_best_size,
             display.on_batch,
         )
-        device = accelerator.device.type
-        environment = runs.environment(device, num_threads, num_processes, deterministic())
+        same_bits = deterministic() and (progress is None or progress.deterministic)
+        environment = runs.environment(device.type, num_threads, num_processes, same_bits)
 
     texts = spans.best_texts(predictions)
     scores = metrics.score(texts, examples)
@@ -366,7 +369,7 @@ def _train(
         "total_params": prepared.base.num_parameters,
         "head_trained": prepared.base.head_trained,
         "train_seconds": round(progress.train_seconds, 2) if progress else 0.0,
-        "peak_memory_mb": runs.peak_memory_mb(device),
+        "peak_memory_mb": runs.peak_memory_mb(device.type),
         "model": settings.model_name_or_path,
         "data": {name: str(split) for name, split in prepared.splits.items()},
         "search": search,

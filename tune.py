@@ -13,10 +13,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
@@ -131,11 +131,15 @@ class Worker:
 
     def prepare(self, settings: study.Settings) -> Any:
         """Encoder, train and validation split with windows; the test split stays shut."""
+        from qa import report
+
         key = tuple(getattr(settings, name) for name in PREPARED_FROM)
         if self.prepared is None or self.prepared[0] != key:
             others = [one for task in self.plan.tasks for one in (task.trial, task.settings)]
             splits = ("train", "validation")
             made = self.train.prepare(settings, self.accelerator, splits, others)
+            if self.accelerator.is_main_process:
+                report.warn_of_labels(made.findings)
             self.prepared = key, made
         return self.prepared[1]
 
@@ -206,7 +210,7 @@ class Worker:
                 raise search.Pruned
 
         try:
-            with loop.determinism():
+            with loop.determinism(self.accelerator.device):
                 progress = loop.fit(
                     self.accelerator,
                     model,
@@ -356,6 +360,19 @@ def glance(storage: Any, settings: study.Settings) -> Callable[[], list[dict]]:
     return rows
 
 
+@contextmanager
+def _told(worker: Worker | None) -> Iterator[None]:
+    """Let the other processes of a launcher hear of an error that the main one meets alone."""
+    from accelerate.utils import broadcast_object_list
+
+    try:
+        yield
+    except UserError as error:
+        if worker:
+            broadcast_object_list([error])
+        raise
+
+
 def search_methods(plan: Plan, pool: Any, worker: Worker | None, console: Any) -> list:
     """What each method's search found (None where there was none), shown as it goes on."""
     from accelerate.utils import broadcast_object_list
@@ -371,10 +388,14 @@ def search_methods(plan: Plan, pool: Any, worker: Worker | None, console: Any) -
         if worker and not worker.accelerator.is_main_process:
             worker.search(task)
             outcomes[-1] = broadcast_object_list([None])[0]
+            if isinstance(outcomes[-1], Exception):
+                raise outcomes[-1]
             continue
-        storage, settings = storage or search.open_storage(plan.storage), task.settings
-        if plan.fresh:
-            search.delete_study(storage, settings)
+        settings = task.settings
+        with _told(worker):
+            storage = storage or search.open_storage(plan.storage)
+            if plan.fresh:
+                search.delete_study(storage, settings)
         rows = glance(storage, settings)
         with displays.SearchDisplay(console, settings.method, plan.budget, rows) as display:
             if pool:
@@ -382,7 +403,9 @@ def search_methods(plan: Plan, pool: Any, worker: Worker | None, console: Any) -
                 wait_for(shares, display.update)
             else:
                 worker.search(task, display.update)
-        outcomes[-1] = search.outcome(storage, settings, plan.budget) | {"trial": plan.of_trial}
+        with _told(worker):
+            outcomes[-1] = search.outcome(storage, settings, plan.budget)
+        outcomes[-1] |= {"trial": plan.of_trial}
         if worker:
             broadcast_object_list([outcomes[-1]])
         displays.print_outcome(console, settings.method, outcomes[-1])

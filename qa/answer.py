@@ -139,7 +139,7 @@ class Answerer:
                 stacklevel=2,
             )
         size = settings.n_best_size
-        with loop.determinism():  # the caller's own choice stays as it is
+        with loop.determinism(self.process.device):  # the caller's own choice stays as it is
             found, _ = loop.predict(
                 self.process, self.model, windows, examples, settings, max(size, n_best)
             )

@@ -72,11 +72,14 @@ class Scorer:
             check_finite(dict(encoder.named_parameters()))
             if checked.pad_token_id is None:
                 raise UserError("has a tokenizer without a padding token; choose another model")
-            place = os.path.abspath(place) if is_local(model) else place
-            if "t5" in place and "t5" not in config.model_type:
-                raise UserError(
-                    f"stands at {place}, which the library takes for a T5 by its name; rename it"
-                )
+            del encoder
+            names = [os.path.abspath(place), os.path.relpath(place)] if is_local(model) else [place]
+            if "t5" not in config.model_type:  # by which the library tells T5s
+                names = [name for name in names if "t5" not in name]
+            if not names:
+                raise UserError('has "t5" in its name, so that the library takes it for a T5; '
+                                "choose another, or call it from another folder")  # fmt: skip
+            place = names[0]
             known = bert_score.utils.model2layers.get(model)
             self.num_layers = num_layers or known or config.num_hidden_layers
             self.bert_scorer = BERTScorer(

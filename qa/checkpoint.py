@@ -6,6 +6,7 @@ the disk first. A checkpoint is a folder `step-N` with tensors (safetensors) and
 its predecessor is deleted when it stands. Nothing is pickled.
 """
 
+import errno
 import glob
 import json
 import os
@@ -28,11 +29,24 @@ if TYPE_CHECKING:  # signals must be noted before the seconds that loading torch
 
 def flush(path: Path) -> None:
     """Have a file's content, or a folder's list of names, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        # Some network file systems flush no folders, and some folders may be written but not read.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing; flushed, each in the one above it."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        flush(path.parent)
 
 
 def _remove(path: Path) -> None:
@@ -107,7 +121,9 @@ def save(
     if target.exists():
         return
     with scratch(target) as temporary:
-        folder.mkdir(exist_ok=True)
+        if not folder.exists():
+            folder.mkdir()
+            flush(folder.parent)
         temporary.mkdir()
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in tensors.items()},

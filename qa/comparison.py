@@ -124,7 +124,7 @@ def _row(name: str, runs: list[Mapping]) -> dict[str, Any]:
         "devices": devices,
         "train_seconds": _mean(runs, "train_seconds") if timed else None,
         "examples_per_second": mean(rates) if rates and timed else None,
-        "peak_memory_mb": _mean(runs, "peak_memory_mb"),
+        "peak_memory_mb": _mean(runs, "peak_memory_mb") if len(devices) < 2 else None,
         "search_trials": search.get("n_trials"),
         "search_seconds": search.get("seconds"),
     }

@@ -55,7 +55,7 @@ def export(run_dir: Path, to: Path) -> None:
         scores=scores,
     )
     with checkpoint.scratch(to) as temporary:
-        to.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.make_folder(to.parent)
         with quiet_transformers():
             merged.save_pretrained(temporary)
         base.tokenizer.save_pretrained(temporary)

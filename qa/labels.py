@@ -41,7 +41,7 @@ class LabelReport:
     too_long: float  # of the questions with an answer: it has more tokens than an answer may
     max_answer_length: int
     first_wrong: str  # "id: 'label' for 'answer'", or ""
-    keeps_capitals: bool  # the tokenizer keeps capitals, of which its vocabulary has none
+    keeps_capitals: bool  # the tokenizer keeps the texts' capitals, which its vocabulary lacks
 
 
 class Finding(NamedTuple):
@@ -110,7 +110,9 @@ def report_labels(
         too_long=int((labels.last - labels.first >= max_answer_length).sum()) / max(1, answered),
         max_answer_length=max_answer_length,
         first_wrong=wrong[0] if wrong else "",
-        keeps_capitals=not lowers(tokenizer.backend_tokenizer) and _has_no_capitals(tokenizer),
+        keeps_capitals=not lowers(tokenizer.backend_tokenizer)
+        and _has_no_capitals(tokenizer)
+        and _have_capitals(split),
     )
 
 
@@ -122,8 +124,14 @@ def unknown_ids(tokenizer: Any) -> list[int]:
 
 
 def _has_no_capitals(tokenizer: Any) -> bool:
+    """Has the vocabulary lower-case letters alone? (One of a script without case has neither.)"""
     special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
-    return all(token == token.lower() for token in tokenizer.get_vocab().keys() - special)
+    tokens = tokenizer.get_vocab().keys() - special
+    return all(token == token.lower() for token in tokens) and any(map(str.islower, tokens))
+
+
+def _have_capitals(split: Split) -> bool:
+    return any(example.context != example.context.lower() for example in split.examples)
 
 
 def _bare(text: str) -> str:

@@ -54,6 +54,7 @@ class Progress:
     scaler: dict = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     finished: bool = False
+    deterministic: bool = True  # as far as it goes: no operation fell back (see `determinism`)
 
 
 def to_device(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
@@ -295,18 +296,23 @@ def _check_finite(name: str, value: float, progress: Progress, epoch: int) -> No
 
 
 @contextmanager
-def determinism() -> Iterator[Callable[[], bool]]:
+def determinism(device: torch.device) -> Iterator[Callable[[], bool]]:
     """One run's own account of whether the same command gives the same bits.
 
     Where an operation has no deterministic kind, `fit` and `predict` let it through, with a warning
     of torch, until the end of this context. Yields a function: has every one been deterministic?
+    (On a CPU each is; on other devices only where torch was told to see to it.)
     """
     enabled = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
-        yield lambda: not torch.is_deterministic_algorithms_warn_only_enabled()
+        yield lambda: (device.type == "cpu" or enabled) and not _fell_back()
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warns)
+
+
+def _fell_back() -> bool:
+    return torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 def _falls_back(error: RuntimeError) -> bool:
@@ -347,6 +353,7 @@ def _save(folder, progress, model, best, optimizer, accelerator) -> None:
     if folder is None:
         return
     progress.scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
+    progress.deterministic &= not _fell_back()
     if accelerator.is_main_process:
         moments = {
             f"optimizer.{index}.{name}": tensor

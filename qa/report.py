@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,10 @@ def compare(console: Console, settings: Settings) -> dict[str, Any]:
     if not found:
         recorded = recorded_results(settings.study)
         if settings.output_dir or not recorded.is_file():
+            place = f" --output_dir {settings.output_dir}" if settings.output_dir else ""
             raise UserError(
-                f"{folder}: there is no finished run; train some: train.py --method lora …"
+                f"{folder}: there is no finished run; train some: "
+                f"train.py --study {settings.study}{place} --method lora …"
             )
         say(console, f"no finished run in {folder}; this is what {shown(recorded)} holds")
         made = squad.read_json(recorded)
@@ -286,6 +289,19 @@ def print_answers(
             place = f"{answer.start}–{answer.end}"
             table.add_row(f"{answer.score:.2f}", Text(one_line(answer.text)), place)
         console.print(table)
+
+
+@cache
+def _warn_once(text: str) -> None:
+    print_warning(text)
+
+
+def warn_of_labels(findings: Mapping[str, Sequence[Any]]) -> None:
+    """Say, once a process, what `labels.findings` warns of, by split: for those who see no header."""
+    for name, found in findings.items():
+        for finding in found:
+            if finding.level:
+                _warn_once(f"{name} {finding.about}: {finding.text}")
 
 
 def print_warning(message: Any, *details: Any) -> None:

@@ -219,7 +219,7 @@ def claim(run_dir: Path, accelerator: Any, on_wait: Callable[[], None]) -> Itera
                 problem = None
                 if accelerator.is_main_process:
                     try:
-                        run_dir.parent.mkdir(parents=True, exist_ok=True)
+                        checkpoint.make_folder(run_dir.parent)
                         with suppress(Timeout):
                             lock.acquire(timeout=1)
                     except OSError as error:
@@ -259,9 +259,7 @@ def open_run(
     if settings.overwrite or (different and different.keys() <= set(searched)):
         checkpoint.delete(run_dir)
         begun = False
-    run_dir.mkdir(exist_ok=True)
-    for folder in (run_dir.parent, run_dir.parent.parent):
-        checkpoint.flush(folder)
+    checkpoint.make_folder(run_dir)
     if not begun:
         return None
     if different:
@@ -510,7 +508,13 @@ def check_seeds(found: Sequence[Mapping]) -> None:
     """
     firsts: dict[str, tuple[str, dict]] = {}
     for run in found:
-        settings = with_defaults(run["settings"])
+        try:
+            settings = with_defaults(run["settings"])
+        except (TypeError, ValueError, UserError):
+            raise UserError(
+                f"{run['run_dir']}/config.json: has no settings that can be read; train it again "
+                "with --overwrite"
+            ) from None
         values = {name: settings[name] for name, f in FIELDS.items()
                   if f.metadata["affects_result"] and name not in NOT_COMPARED}  # fmt: skip
         values |= {f"{name} data": run["fingerprints"][name] for name in ("train", "validation")}

@@ -285,6 +285,11 @@ def open_study(
     storage.watch(study._study_id, name)
     if "asked" not in study.user_attrs:
         # It is new, or its maker was killed or is slow: the steps may be taken twice, by several.
+        if study.direction.name.lower() != direction:
+            raise UserError(
+                f"search: the storage holds a search for {name} with another metric, which was "
+                "killed as it began; --fresh deletes it and starts anew, --storage keeps both"
+            )
         begin = defaults(settings, space)
         study.set_user_attr("defaults", begin)
         study.enqueue_trial(begin, user_attrs={ONCE: "defaults"}, skip_if_exists=True)
@@ -468,7 +473,8 @@ def _run_trial(study, space, budget, work, on_change) -> None:
         before = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number]
         running = [t for t in before if t.state == TrialState.RUNNING]
         if len(used(before)) + len(running) >= budget.n_trials:
-            study.tell(trial, state=TrialState.FAIL)  # another took the last one at the same moment
+            # Another took the last one at the same moment.
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             return
         chosen = _draw(trial, space)
 
@@ -492,15 +498,16 @@ def _run_trial(study, space, budget, work, on_change) -> None:
             trial.set_user_attr("reason", str(error))
         except (Interrupted, KeyboardInterrupt, SystemExit):
             run_again(study, trial, chosen)
-            study.tell(trial, state=state)
+            study.tell(trial, state=state, skip_if_finished=True)  # if it was taken over
             raise
         except Exception as error:
             crashed = any(t.params == chosen and "crash" in t.user_attrs for t in before)
             said = " ".join(f"{type(error).__name__}: {error}".split())
-            trial.set_user_attr("reason" if crashed else "crash", said)
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                trial.set_user_attr("reason" if crashed else "crash", said)
             if not crashed:
                 run_again(study, trial, chosen)
-            study.tell(trial, state=state)
+            study.tell(trial, state=state, skip_if_finished=True)
             raise
         study.tell(trial, value, state, skip_if_finished=True)
 
@@ -559,8 +566,14 @@ def outcome(storage: Any, settings: Settings, budget: Budget) -> dict[str, Any]:
     """Budget, cost, best trial and importances of a finished search. Raises UserError."""
     import optuna
 
-    rows = describe(storage, settings)
-    study = optuna.load_study(study_name=study_name(settings), storage=storage)
+    rows, name = describe(storage, settings), study_name(settings)
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        raise UserError(
+            f"search: {name} was deleted as it ended (by --fresh of another command?); start it "
+            "again, without --fresh"
+        ) from None
     states = [row["state"] for row in rows if row["counts"]]
     if "complete" not in states:
         reasons = [row["reason"] for row in rows if row["reason"]] or ["none was run"]

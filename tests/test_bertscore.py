@@ -125,11 +125,13 @@ def test_pickled_weights_are_refused(tmp_path):
         bertscore.Scorer(str(folder))
 
 
-def test_a_name_that_the_library_takes_for_another_model(tmp_path):
+def test_a_name_that_the_library_takes_for_another_model(tmp_path, monkeypatch):
     """It loads a T5 from any folder with t5 in its path, whatever stands there."""
-    folder = make_encoder(tmp_path / "bert5")
-    with pytest.raises(UserError, match="bert5, which the library takes for a T5 by its name"):
+    folder = make_encoder(tmp_path / "bert5/model")
+    with pytest.raises(UserError, match='bert5/model has "t5" in its name'):
         bertscore.Scorer(str(folder))
+    monkeypatch.chdir(folder.parent)
+    assert bertscore.Scorer(str(folder)).pairs([("ship", "ship")]) == [pytest.approx(1)]
 
 
 def test_a_tokenizer_without_padding_is_refused_before_it_is_needed(tmp_path):

@@ -1,5 +1,6 @@
 """At any moment of a kill, one whole checkpoint stands; nothing is left of what was cut off."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -106,3 +107,23 @@ def test_a_run_folder_that_is_gone_is_not_made_again(tmp_path):
     with pytest.raises(UserError, match=r"step-00000001: cannot be written \(No such file"):
         checkpoint.save(tmp_path / "run/checkpoint", 1, {"w": torch.zeros(2)}, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_new_folders_are_on_the_disk_too(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(checkpoint, "flush", flushed.append)
+    checkpoint.make_folder(tmp_path / "runs/study/lora")
+    assert set(flushed) == {tmp_path, tmp_path / "runs", tmp_path / "runs/study"}
+    flushed.clear()
+    checkpoint.make_folder(tmp_path / "runs/study/lora")
+    assert flushed == []
+
+
+def test_a_file_system_that_flushes_no_folders_is_written_to(tmp_path, monkeypatch):
+    def refuse(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    checkpoint.write_text(tmp_path / "f", "x")
+    assert (tmp_path / "f").read_text() == "x"

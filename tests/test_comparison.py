@@ -169,6 +169,7 @@ def test_seconds_of_several_devices_are_named_and_not_put_together():
     costs = {row["run_name"]: row["cost"] for row in made["rows"]}
     assert costs["lora"]["devices"] == ["Linux, H200"] and costs["lora"]["train_seconds"] == 30
     assert costs["full"]["train_seconds"] is None, "of two devices there is no mean"
+    assert costs["full"]["peak_memory_mb"] is None and costs["head"]["peak_memory_mb"] == 512
     said = " ".join(made["findings"])
     assert "in 30 s on Linux, H200 a seed" in said
     assert "trains 5.0 times fewer parameters in 30 s on Linux, 2 cores, 1 thread" in said

@@ -64,6 +64,12 @@ def test_squad_raises_no_alarm_and_takes_no_time(squad_dev):
     assert findings(found)[0].text.endswith("has no capitals: give --do_lower_case true")
 
 
+def test_lower_case_is_no_remedy_for_a_script_without_case():
+    found = read(split_of(THAI), load_tokenizer(EMBEDDED, do_lower_case=False))
+    assert found.unknown_tokens > 0.4 and not found.keeps_capitals
+    assert not any("do_lower_case" in finding.text for finding in findings(found))
+
+
 def test_leading_blanks_in_tokens_are_no_fault():
     from transformers import DebertaV2Tokenizer
 

@@ -292,7 +292,7 @@ def test_no_memory_for_the_optimizers_state_is_one_line(accelerator, encoder, mo
         run_fit(accelerator, make_task(encoder), small_settings())
 
 
-def test_an_operation_without_a_deterministic_way_is_let_through(accelerator, encoder):
+def test_an_operation_without_a_deterministic_way_is_let_through(accelerator, encoder, tmp_path):
     """As train.py asks for on a GPU: same bits, but where a model cannot, it trains all the same."""
     settings = small_settings(learning_rate=1e-2)
     _, expected = run_fit(accelerator, make_task(encoder), settings)
@@ -307,19 +307,33 @@ def test_an_operation_without_a_deterministic_way_is_let_through(accelerator, en
         torch.use_deterministic_algorithms(True)
         with pytest.raises(RuntimeError, match="deterministic"):
             put(model, None)
-        with pytest.warns(UserWarning, match="put_"), loop.determinism() as deterministic:
+        with (
+            pytest.warns(UserWarning, match="put_"),
+            loop.determinism(accelerator.device) as deterministic,
+        ):
             again = loop.predict(accelerator, model, windows, split.examples, settings)
             assert not deterministic()
-        with pytest.warns(UserWarning, match="put_"), loop.determinism() as deterministic:
+        with (
+            pytest.warns(UserWarning, match="put_"),
+            loop.determinism(accelerator.device) as deterministic,
+        ):
             assert deterministic()
-            progress, found = run_fit(accelerator, task, settings)
-            assert not deterministic()
+            progress, found = run_fit(accelerator, task, settings, checkpoint_dir=tmp_path)
+            assert not deterministic() and not progress.deterministic
+        resumed, _ = run_fit(accelerator, task, settings, checkpoint_dir=tmp_path)
+        assert not resumed.deterministic, "what was so before a kill stays so"
         with pytest.raises(RuntimeError, match="deterministic"):
             put(model, None)  # what runs next is held to it again
     finally:
         torch.use_deterministic_algorithms(False)
     assert again == answers
     assert progress.step == 10 and all(torch.equal(found[n], expected[n]) for n in expected)
+
+
+def test_only_what_torch_sees_to_is_called_deterministic():
+    for kind, expected in (("cpu", True), ("mps", False)):
+        with loop.determinism(torch.device(kind)) as deterministic:
+            assert deterministic() is expected
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])

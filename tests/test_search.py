@@ -354,6 +354,8 @@ def test_a_study_whose_maker_was_killed_is_completed(storage, monkeypatch, point
         patched.setattr(optuna.Study, name, killed)
         open_study(storage)
     monkeypatch.setattr(search.time, "sleep", lambda seconds: None)
+    with pytest.raises(UserError, match="another metric, which was killed as it began"):
+        open_study(storage, budget=search.Budget(metric="eval_loss"))
     budget = search.Budget(n_trials=2)
     search.run(open_study(storage), SPACE, budget, 42, value)
     found = search.outcome(storage, LORA, budget)
@@ -449,6 +451,21 @@ def test_a_trial_that_was_taken_over_does_not_end_the_worker(storage, tmp_path):
     search.run(open_study(storage), SPACE, budget, 42, work)
     found = search.outcome(storage, LORA, budget)
     assert found["complete"] == 4 and len(found["trials"]) == len(tried) == 6
+
+
+@pytest.mark.parametrize("end", [Interrupted(15, "stopped"), np.linalg.LinAlgError("crash")])
+def test_a_trial_that_was_taken_over_hides_no_end_of_its_worker(storage, tmp_path, end):
+    other = open_study(search.open_storage(search.storage_url(None, tmp_path)))
+
+    def work(parameters, report):
+        lost = other.trials[-1]
+        other._storage.set_trial_state_values(lost._trial_id, TrialState.FAIL)
+        raise end
+
+    study = open_study(storage)
+    with pytest.raises(type(end)) as caught:
+        search.run(study, SPACE, search.Budget(n_trials=2), 42, work)
+    assert caught.value is end
 
 
 @contextmanager

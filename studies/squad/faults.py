@@ -101,7 +101,7 @@ def main() -> None:
         settings, _ = train.parse([*RECIPE, "--method", method, *sys.argv[1:]])
         model = faulty_model(settings, faults).to(accelerator.device)
         history, examples = [], prepared.splits["test"].examples
-        with loop.determinism() as deterministic:
+        with loop.determinism(accelerator.device) as deterministic:
             if model.trainable():
                 history = loop.fit(
                     accelerator,

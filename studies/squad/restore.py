@@ -6,11 +6,10 @@ So a new clone makes the whole report of them (evaluate.py), or trains one more 
 (train.py --config …/seed-42/config.json --seed 45), and records again. What is there is left alone.
 """
 
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from qa import runs
+from qa import checkpoint, runs
 from qa.report import run_command
 from qa.study import Parser
 from studies.squad.record import RECORDED, read_predictions, results, runs_of
@@ -23,22 +22,22 @@ def restore(study: str, run: Mapping[str, Any], texts: Mapping[str, str]) -> boo
     target = runs_of(study) / run["run_dir"]
     if target.exists():
         return False
-    folder = target.with_name(f".{target.name}.restored")  # renamed once it is whole
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     config = {
         "settings": run["settings"],
         "origins": {},
         "fingerprints": run["fingerprints"],
         "num_processes": run["environment"]["num_processes"],
     }
-    runs.write_json(folder / "config.json", config)
-    runs.write_json(folder / "eval_predictions.json", texts)
-    if run["history"]:
-        runs.write_history(folder, run["history"])
     own = {key: value for key, value in run.items() if key not in ADDED}
-    runs.write_json(folder / "eval_results.json", own)
-    folder.rename(target)
+    checkpoint.make_folder(target.parent)
+    with checkpoint.scratch(target) as folder:
+        folder.mkdir()
+        runs.write_json(folder / "config.json", config)
+        runs.write_json(folder / "eval_predictions.json", texts)
+        if run["history"]:
+            runs.write_history(folder, run["history"])
+        runs.write_json(folder / "eval_results.json", own)
+        checkpoint.publish(folder, target)
     return True
 
 
