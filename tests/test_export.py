@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from qa import UserError, export, report, runs
-from tests.conftest import command_flags
+from tests.conftest import command_flags, small_disk
 from tests.test_methods import batch, logits
 from tests.test_runs import train_one
 
@@ -54,6 +54,13 @@ def test_what_cannot_be_exported_leaves_nothing(finished, tmp_path):
         with pytest.raises(UserError, match=message):
             export.export(run, to)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full"]
+
+
+def test_a_full_disk_leaves_nothing(finished, tmp_path):
+    line = rf"{tmp_path}/new: cannot be written \(File too large\)"
+    with small_disk(10_000), pytest.raises(UserError, match=line):
+        export.export(finished["lora"], tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command(finished, tmp_path, monkeypatch, capsys):

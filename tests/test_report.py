@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 
 import tune
 from qa.report import run_command
-from tests.conftest import command_flags, write_toy_files
+from tests.conftest import command_flags, small_disk, write_toy_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -143,3 +143,10 @@ def test_runs_with_other_test_data_do_not_compare(evaluate):
     results["fingerprints"]["test"] = "another"
     path.write_text(json.dumps(results))
     assert "runs were scored on different test data (head/seed-" in evaluate(status=2)
+
+
+def test_a_full_disk_is_one_line(evaluate):
+    with small_disk(2000):
+        line = evaluate(status=2)
+    assert line.startswith(f"error: {evaluate.output}/results.json: cannot be written (File too ")
+    assert line.count("\n") == 1 and not list(evaluate.output.glob(".*"))
