@@ -201,6 +201,7 @@ def html(
         subtitle="; ".join(subtitle(made)),
         legend=legend(made),
         scores=SCORES,
+        devices=letters,
         seconds=lambda cost: seconds(cost, letters),
         colours=[style[row["run_name"]][0] for row in made["rows"]],
         curves=[

@@ -176,6 +176,8 @@ def test_seconds_of_several_devices_are_named_and_not_put_together():
     table = page.markdown(made, "")
     letters = page.devices(made)
     assert f"| 30 {letters['Linux, H200']} |" in table and "do not compare" in table
+    html = page.html(made, "", None, [])
+    assert all(f"{letter}: on {name}." in html for name, letter in letters.items())
     alone = compare(runs[:2], [0.9, 0.9])
     assert page.devices(alone) == {} and "trained on Linux, H200" in page.subtitle(alone)
 
