@@ -98,7 +98,9 @@ class Scorer:
         tokenizer = self.bert_scorer._tokenizer
         tokenizer.model_max_length = min(tokenizer.model_max_length, MAX_TOKENS)
         # The library's own hash, of the name alone: where a folder stands differs between machines.
-        name = Path(place).name if is_local(model) and model not in SHORT_NAMES else model
+        name = (
+            Path(place).absolute().name if is_local(model) and model not in SHORT_NAMES else model
+        )
         self.hash = bert_score.utils.get_hash(name, self.num_layers, False, rescale, False, False)
         self.torch = torch
 

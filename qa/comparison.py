@@ -403,7 +403,7 @@ def _cost_findings(best: Mapping, tied: list[Mapping], rest: list[Mapping]) -> l
         """' in 70 s', with the device where there are several: seconds of two do not compare."""
         if cost["train_seconds"] is None:
             return ""
-        where = f" on {cost['devices'][0]}" if several else ""
+        where = "".join(f" on {name}" for name in cost["devices"] if several)
         return f" in {cost['train_seconds']:.0f} s{where}"
 
     if cost["trainable_params"]:

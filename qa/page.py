@@ -47,9 +47,13 @@ def number(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
+def _device_names(made: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(name for row in made["rows"] for name in row["cost"]["devices"]))
+
+
 def devices(made: Mapping[str, Any]) -> dict[str, str]:
     """A letter for each device that seconds were taken on, where there are several."""
-    names = dict.fromkeys(name for row in made["rows"] for name in row["cost"]["devices"])
+    names = _device_names(made)
     return dict(zip(names, ascii_lowercase)) if len(names) > 1 else {}
 
 
@@ -79,9 +83,9 @@ def subtitle(made: Mapping[str, Any]) -> list[str]:
     if made["bootstrap"]:
         count = made["bootstrap"]["num_resamples"]
         lines.append(f"mean ± sd over seeds, [95 % interval] over {count:,} resamples of articles")
-    names = {name for row in made["rows"] for name in row["cost"]["devices"]}
+    names = _device_names(made)
     if len(names) == 1:
-        lines.append(f"trained on {names.pop()}")
+        lines.append(f"trained on {names[0]}")
     return lines
 
 

@@ -178,6 +178,9 @@ def test_seconds_of_several_devices_are_named_and_not_put_together():
     assert f"| 30 {letters['Linux, H200']} |" in table and "do not compare" in table
     html = page.html(made, "", None, [])
     assert all(f"{letter}: on {name}." in html for name, letter in letters.items())
+    unknown = {**runs[0], "environment": {}}  # as in a predictions file's report
+    said = " ".join(compare([unknown, *runs[2:]], [0.95, 0.1, 0.3, 0.3])["findings"])
+    assert "(10.00 %) in 30 s a seed" in said
     alone = compare(runs[:2], [0.9, 0.9])
     assert page.devices(alone) == {} and "trained on Linux, H200" in page.subtitle(alone)
 
